@@ -115,9 +115,9 @@ class _Printer(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed
         terms = super()._as_ordered_terms(expr, order=order)
         epsilon = sp.Symbol("epsilon", positive=True)
 
-        def rank(term: sp.Expr) -> tuple[bool, bool, int]:
+        def rank(term: sp.Expr) -> tuple[bool, bool, bool, int]:
             length = 0 if term.has(sp.Function) else term.count_ops()
-            return term.could_extract_minus_sign(), term == epsilon, length
+            return term.could_extract_minus_sign(), term.is_Symbol, term == epsilon, length
 
         return sorted(terms, key=rank)
 
@@ -127,8 +127,10 @@ class _Printer(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed
         gradients = [factor for factor in expr.args if isinstance(factor, sp.Function)]
         long = [*gradients, *brackets, *sums]
         rest = sp.Mul(*(factor for factor in expr.args if factor not in long))
-        if not long or len(expr.args) == len(long):
-            return str(super()._print_Mul(expr)) if not long else self._in_a_row(long)
+        if not long or (long == brackets and _is_short(brackets)):
+            return str(super()._print_Mul(expr))
+        if len(expr.args) == len(long):
+            return self._in_a_row(long)
         front = "- " if rest == -1 else self._print(rest) + " "
         return front + self._in_a_row(long)
 
@@ -144,3 +146,9 @@ class _Printer(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed
 
     def _print_Indexed(self, expr: Any) -> str:
         return f"{{{self._print(expr.base)}}}_{{{self._print(expr.indices[0])}}}"
+
+
+def _is_short(brackets: list[sp.Add]) -> bool:
+    """Whether there is one bracket, of plain letters: it goes into the numerator of a fraction."""
+    letters = [term.as_coeff_Mul()[1] for bracket in brackets for term in bracket.args]
+    return len(brackets) == 1 and all(isinstance(e, (sp.Symbol, sp.Indexed)) for e in letters)

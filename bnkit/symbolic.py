@@ -60,6 +60,15 @@ class Equation:
         return f"$${latex(self.left)} = {latex(self.right)}$$"
 
 
+def partial(quantity: sp.Expr, by: sp.Expr) -> sp.Symbol:
+    r"""Name of a derivative, to stand on the left side of an ``Equation``.
+
+    >>> sp.latex(partial(variance, x[j]))
+    '\\frac{\\partial v}{\\partial {x}_{j}}'
+    """
+    return sp.Symbol(rf"\frac{{\partial {latex(quantity)}}}{{\partial {latex(by)}}}")
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a derivation: what is done, why it is allowed, and what then stands."""
@@ -423,24 +432,23 @@ def is_zero(expression: sp.Expr) -> bool:
 
 def _substitute(expression: sp.Expr, equation: Equation) -> sp.Expr:
     """Replace the left side, at whatever index it stands, by the right side."""
-    left, right = equation.left, equation.right
-
-    def value_at(index: sp.Expr) -> sp.Expr:
-        return _fresh(right).subs(i, index)
-
-    target = left.args[0] if isinstance(left, dL) else left
-    if not isinstance(target, sp.Indexed):
-        return expression.replace(lambda e: e == left, lambda e: _fresh(right))
+    left = equation.left
+    entry = _entry(left)
+    if not isinstance(entry, sp.Indexed):
+        return expression.replace(lambda e: e == left, lambda e: _fresh(equation.right))
 
     def matches(e: sp.Expr) -> bool:
-        entry = e.args[0] if isinstance(e, dL) else e
         same_kind = isinstance(e, dL) == isinstance(left, dL)
-        return same_kind and isinstance(entry, sp.Indexed) and entry.base == target.base
+        return same_kind and isinstance(_entry(e), sp.Indexed) and _entry(e).base == entry.base
 
-    def index_of(e: sp.Expr) -> sp.Expr:
-        return (e.args[0] if isinstance(e, dL) else e).indices[0]
+    return expression.replace(
+        matches, lambda e: _fresh(equation.right).subs(i, _entry(e).indices[0])
+    )
 
-    return expression.replace(matches, lambda e: value_at(index_of(e)))
+
+def _entry(expression: sp.Expr) -> sp.Expr:
+    """What a gradient is taken by; anything else is its own entry."""
+    return expression.args[0] if isinstance(expression, dL) else expression
 
 
 def _fresh(expression: sp.Expr) -> sp.Expr:
