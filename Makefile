@@ -1,0 +1,73 @@
+# Each target says in one line what it does; `make` alone prints these lines.
+
+PYTHON ?= python3
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CHAPTERS := $(sort $(shell find book -mindepth 2 -name '*.md'))
+
+# A user's own settings must not change what the book shows.
+export KERAS_BACKEND := tensorflow
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help setup data book test notebooks check clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: $(INSTALLED)  ## make .venv and install the pinned requirements and bnkit itself
+
+$(INSTALLED): requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+data: $(INSTALLED)  ## make sure that Fashion-MNIST is at hand, checked, and fetch it if not
+	@$(BIN)/python -m bnkit.keras.data
+
+# Pages are executed anew when code that they call has changed: the cache of executed pages looks
+# at their own cells alone. The name of the stamp is a digest of that code.
+CODE = $(shell find bnkit requirements.txt -type f -not -path '*/__pycache__/*' \
+	| LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c 1-16)
+
+# Sphinx reads a page once and then remembers it, without the warnings that it gave. So what it
+# remembers is kept only from a build that passed: a failed build fails again. Nor does it copy a
+# style sheet anew unless it has pages to write.
+book: data  ## execute every chapter and build the book in _build/html
+	@[ -e _build/code-$(CODE) ] || { rm -rf _build; mkdir _build; touch _build/code-$(CODE); }
+	@[ -e _build/passed ] && [ -z "$$(find book/assets -newer _build/passed)" ] \
+	|| rm -rf _build/.doctrees
+	@rm -f _build/passed
+	@$(BIN)/jupyter-book build . -W --keep-going -n 2>&1 | tee _build/log || { \
+	  printf '\nThe book was not built. What is wrong:\n\n'; \
+	  sed -n '/WARNING: /p; /^nbclient/,/^The above exception/{ /^The above/!p }' _build/log; \
+	  exit 1; }
+	@! grep -rlE --include='*.html' 'alt="[^"]*_images/' _build/html || { \
+	  echo 'A figure of the pages above has no description (mystnb: image: alt:).'; exit 1; }
+	@touch _build/passed
+	@printf '\nThe book is ready. Open it in a browser:\n  _build/html/index.html\n'
+	@$(BIN)/python -c 'import pathlib; print(" ", pathlib.Path("_build/html/index.html").resolve().as_uri())'
+
+test: data check  ## run the checks and the whole test suite
+	$(BIN)/python -m pytest
+
+notebooks: $(INSTALLED)  ## write the .ipynb beside each chapter, for Colab
+	@url=$$(sed -n 's/^  url: "\(.*\)".*/\1/p' _config.yml); \
+	for page in $(CHAPTERS); do \
+	  sed "s|^REPOSITORY = \"\"|REPOSITORY = \"$$url\"|" "$$page" \
+	  | $(BIN)/jupytext --quiet --from md:myst --to ipynb --update --output "$${page%.md}.ipynb" -; \
+	done
+
+check: $(INSTALLED)  ## check format, lint, types, spelling, and that chapters and notebooks are in step
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python -m pytest --quiet tests/book
+
+clean:  ## drop everything that was built; keep .venv and the data
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find bnkit tests -name __pycache__ -prune -exec rm -rf {} +
