@@ -43,7 +43,7 @@ book: data  ## execute every chapter and build the book in _build/html
 	@rm -f _build/passed
 	@$(BIN)/jupyter-book build . -W --keep-going -n 2>&1 | tee _build/log || { \
 	  printf '\nThe book was not built. What is wrong:\n\n'; \
-	  sed -n '/WARNING: /p; /^nbclient/,/^The above exception/{ /^The above/!p }' _build/log; \
+	  sed -n '/^WARNING: All log messages/d; /WARNING: /p; /^nbclient/,/^The above exception/{ /^The above/!p }' _build/log; \
 	  exit 1; }
 	@! grep -rlE --include='*.html' 'alt="[^"]*_images/' _build/html || { \
 	  echo 'A figure of the pages above has no description (mystnb: image: alt:).'; exit 1; }

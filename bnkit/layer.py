@@ -53,7 +53,7 @@ class BatchNormalization:
     Attributes:
         gamma, beta: shape (C,), or None.
         moving_mean, moving_variance: shape (C,).
-        gradients: after ``backward``, the gradients of the trainable weights by name.
+        gradients: after ``backward``, the gradients of gamma and beta by name.
 
     Source:
         Ioffe and Szegedy (2015), Algorithms 1 and 2; Ioffe (2017), Algorithm 1.

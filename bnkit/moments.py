@@ -127,7 +127,7 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
         ValueError: no parts, or parts of different shapes.
 
     Source:
-        Chan, Golub and LeVeque (1983), equation (2.1).
+        Chan, Golub and LeVeque (1983), section 2.
 
     >>> merge_moments([batch_moments([[0.0], [2.0]]), batch_moments([[7.0]])])
     Moments(count=3, mean=array([3.]), variance=array([8.66666667]))
@@ -157,7 +157,7 @@ def moving_average(moving: ArrayLike, batch: ArrayLike, momentum: float) -> Arra
 
     Args:
         moving: the average so far, any shape.
-        batch: the new value, of the same shape.
+        batch: the new value, of a shape that broadcasts against it.
         momentum: a number in [0, 1].
 
     Returns:

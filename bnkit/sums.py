@@ -15,6 +15,7 @@ from sympy.printing.latex import LatexPrinter
 
 m = sp.Symbol("m", integer=True, positive=True)
 i, j, k, l = sp.symbols("i j k l", integer=True)  # noqa: E741 (the letters of the book)
+EPSILON = sp.Symbol("epsilon", positive=True)
 
 
 def total(summand: sp.Expr, index: sp.Symbol = k) -> sp.Expr:
@@ -107,17 +108,31 @@ def latex(expression: sp.Expr) -> str:
     >>> latex(total(x[k] - mu) / m)
     '\\frac{1}{m} \\sum_{k=1}^{m} \\left({x}_{k} - \\mu\\right)'
     """
-    return str(_Printer().doprint(expression))
+    return str(_printer().doprint(expression))
+
+
+def latex_terms(expression: sp.Expr) -> list[str]:
+    r"""LaTeX of each term with its sign, for a sum that is broken into lines.
+
+    >>> latex_terms(m - 2 / m)
+    ['m', '- \\frac{2}{m}']
+    """
+    printer = _printer()
+    terms = [str(printer.doprint(term)) for term in printer._as_ordered_terms(expression)]
+    return [terms[0], *(term if term.startswith("-") else f"+ {term}" for term in terms[1:])]
+
+
+def _printer() -> _Printer:
+    return _Printer({"symbol_names": {EPSILON: r"\varepsilon"}})
 
 
 class _Printer(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed
     def _as_ordered_terms(self, expr: sp.Expr, order: str | None = None) -> list[sp.Expr]:
         terms = super()._as_ordered_terms(expr, order=order)
-        epsilon = sp.Symbol("epsilon", positive=True)
 
         def rank(term: sp.Expr) -> tuple[bool, bool, bool, int]:
             length = 0 if term.has(sp.Function) else term.count_ops()
-            return term.could_extract_minus_sign(), term.is_Symbol, term == epsilon, length
+            return term.could_extract_minus_sign(), term.is_Symbol, term == EPSILON, length
 
         return sorted(terms, key=rank)
 

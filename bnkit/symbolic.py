@@ -23,14 +23,17 @@ from typing import Any
 import mpmath
 import sympy as sp
 
-from bnkit.sums import collapse, i, j, k, l, latex, m, power_sums, total
+from bnkit.sums import EPSILON, collapse, i, j, k, l, latex, latex_terms, m, power_sums, total
 
 x, y, g, w = (sp.IndexedBase(name) for name in ("x", "y", "g", "w"))
 x_hat = sp.IndexedBase(r"\hat{x}")
 mean, beta = sp.symbols("mu beta", real=True)
 gamma = sp.Symbol("gamma", real=True, nonzero=True)
 variance = sp.Symbol("v", nonnegative=True)
-epsilon, s = sp.symbols("epsilon s", positive=True)
+s = sp.Symbol("s", positive=True)
+epsilon = EPSILON
+
+LONGEST_LINE = 260  # characters of LaTeX that fit on a line of a page
 
 
 class dL(sp.Function):  # type: ignore[misc]  # SymPy is not typed
@@ -57,7 +60,11 @@ class Equation:
     right: sp.Expr
 
     def _repr_latex_(self) -> str:
-        return f"$${latex(self.left)} = {latex(self.right)}$$"
+        left, right = latex(self.left), latex(self.right)
+        if len(right) < LONGEST_LINE:
+            return f"$${left} = {right}$$"
+        lines = r" \\ & ".join(latex_terms(self.right))
+        return rf"$$\begin{{aligned}} {left} = {{}} & {lines} \end{{aligned}}$$"
 
 
 def partial(quantity: sp.Expr, by: sp.Expr) -> sp.Symbol:
@@ -134,7 +141,8 @@ def backward(target: sp.Expr) -> Equation:
         if isinstance(node.left, sp.Indexed):
             entry = Equation(node.left.subs(i, k), node.right.subs(i, k))
             derivative = local_derivative(entry, target)
-            gradient += collapse(total(dL(entry.left) * derivative)) if derivative != 0 else 0
+            if derivative != 0:
+                gradient += collapse(total(dL(entry.left) * derivative))
         else:
             gradient += dL(node.left) * local_derivative(node, target)
     return Equation(dL(target), gradient)

@@ -280,3 +280,10 @@ def test_equation_shows_as_display_mathematics(equation):
     assert shown.startswith("$$")
     assert shown.endswith("$$")
     assert " = " in shown
+
+
+def test_long_equation_is_broken_into_its_terms():
+    inserted = sym.closed_form_steps()[1].equation
+    lines = inserted._repr_latex_().split(r"\\ &")
+    assert len(lines) == len(inserted.right.args) == 3
+    assert all(len(line) < 300 for line in lines)
