@@ -1,4 +1,4 @@
-"""The figures of the book in one style, and source code shown as code.
+"""The figures and tables of the book in one style, and source code shown as code.
 
 Colours are petroff6, which stay apart for colour-blind readers; curves differ in dash as well.
 Figures are SVG on a white ground of their own, so that they read in light and dark pages alike.
@@ -7,17 +7,20 @@ Figures are SVG on a white ground of their own, so that they read in light and d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from cycler import cycler
-from IPython.display import Code, display
+from IPython.display import HTML, Code, display
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from numpy.typing import ArrayLike
+
+from bnkit.arguments import Array
 
 COLORS = list(mpl.color_sequences["petroff6"])
 DASHES: list[Any] = [
@@ -95,6 +98,8 @@ def band(ax: Axes, x: ArrayLike, runs: ArrayLike, label: str, index: int = 0) ->
 def label_lines(ax: Axes, *, gap: float = 0.055) -> None:
     """Write each labelled line's name beside its last point, moved apart where they would touch.
 
+    Call it last: a limit or a scale that is set afterwards would leave the names behind.
+
     Args:
         ax: axes whose lines carry labels (those starting with an underscore are left alone).
         gap: least distance of two labels, as a fraction of the axes' height.
@@ -123,6 +128,46 @@ def label_lines(ax: Axes, *, gap: float = 0.055) -> None:
             va="center",
             annotation_clip=False,
         )
+
+
+def interval(values: ArrayLike) -> tuple[Array, Array]:
+    r"""Mean of independent values, and half the width of its 95 % interval.
+
+    .. math:: \bar v \pm 1.96 \sqrt{\frac{1}{n (n - 1)} \sum_k (v_k - \bar v)^2}
+
+    The factor is that of the normal distribution, so there should be some twenty values or more.
+
+    Args:
+        values: shape (n, …), n independent values of each quantity.
+
+    Returns:
+        The mean and the half width, each of shape (…).
+
+    >>> mean, half_width = interval([1.0, 2.0, 3.0, 4.0])
+    >>> print(f"{mean:.1f} ± {half_width:.2f}")
+    2.5 ± 1.27
+    """
+    values = np.asarray(values, dtype=float)
+    half_width = 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
+    return values.mean(0), np.asarray(half_width)
+
+
+def show_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Display rows of numbers and words as a table.
+
+    Args:
+        header: names of the columns.
+        rows: one cell for each column.
+
+    >>> show_table(["m", "v"], [[2, 0.5]])
+    <IPython.core.display.HTML object>
+    """
+    head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in header)
+    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    display(
+        HTML(f"<table class='table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    )
 
 
 def show_source(*objects: Callable[..., Any] | type) -> None:
