@@ -46,3 +46,10 @@ def test_every_target_explains_itself_in_one_line():
 def test_requirements_pin_every_version():
     lines = [line for line in read("requirements.txt").splitlines() if line and line[0] != "#"]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line) for line in lines)
+
+
+def test_example_of_the_readme_runs_and_says_the_truth():
+    (example,) = re.findall(r"^```python\n(.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(example.replace("# dx is 0", "; assert abs(dx).max() < 1e-12  # dx is 0"), names)
+    assert names["layer"].moving_mean.shape == (10,)
