@@ -12,7 +12,7 @@ CHAPTERS := $(sort $(shell find book -mindepth 2 -name '*.md'))
 export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup data book test notebooks check clean
+.PHONY: help setup data book test bench notebooks check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -53,6 +53,10 @@ book: data  ## execute every chapter and build the book in _build/html
 
 test: data check  ## run the checks and the whole test suite
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## hold speed and digits against other libraries, those that are installed
+	$(BIN)/python -m bnkit.bench --output _build/bench.json
+	$(BIN)/python -m bnkit.accuracy --output _build/accuracy.json
 
 notebooks: $(INSTALLED)  ## write the .ipynb beside each chapter, for Colab
 	@url=$$(sed -n 's/^  url: "\(.*\)".*/\1/p' _config.yml); \

@@ -18,6 +18,7 @@ from bnkit.functional import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from bnkit.kernels import set_backend, set_threads
 from bnkit.layer import BatchNormalization
 from bnkit.moments import (
     Moments,
@@ -42,4 +43,6 @@ __all__ = [
     "merge_moments",
     "moving_average",
     "population_moments",
+    "set_backend",
+    "set_threads",
 ]

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
+CACHE_LINE = 64  # bytes; a store that crosses the border of two lines takes twice as long
 
-def compute_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+
+@cache
+def compute_dtype(dtype: np.dtype[Any] | str) -> np.dtype[Any]:
     """Dtype that an input of the given dtype is computed in: at least float32.
 
     Integers and booleans become float32, float16 and bfloat16 become float32, wider floats
@@ -26,12 +30,14 @@ def compute_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype.kind in "biu" else np.result_type(dtype, np.float32)
 
 
-def sum_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+@cache
+def sum_dtype(dtype: np.dtype[Any] | str) -> np.dtype[Any]:
     """Dtype that sums over an input of the given dtype are added up in: at least float64."""
     return np.result_type(compute_dtype(dtype), np.float64)
 
 
-def output_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+@cache
+def output_dtype(dtype: np.dtype[Any] | str) -> np.dtype[Any]:
     """Dtype of the result for an input of the given dtype: the same, or float32 for integers."""
     dtype = np.dtype(dtype)
     return compute_dtype(dtype) if dtype.kind in "biu" else dtype
@@ -41,8 +47,8 @@ def check_real(name: str, value: ArrayLike) -> Array:
     """Return ``value`` as an array of real numbers; TypeError otherwise."""
     array = np.asarray(value)
     # The bfloat16 and float8 types of ml_dtypes register themselves with kind "V".
-    extended_float = array.dtype.kind == "V" and np.can_cast(array.dtype, np.float32)
-    if array.dtype.kind not in "biuf" and not extended_float:
+    kind = array.dtype.kind
+    if kind not in "biuf" and not (kind == "V" and np.can_cast(array.dtype, np.float32)):
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     return array
 
@@ -97,14 +103,18 @@ def check_optional_channels(
 def check_variance(variance: ArrayLike, x: Array, axis: int) -> Array:
     """Return ``variance`` as an array of shape (C,) without negative entries."""
     array = check_channels("variance", variance, x, axis)
-    if np.any(array < 0):
-        raise ValueError(f"variance must not be negative, got a minimum of {np.nanmin(array)}")
+    smallest = np.fmin.reduce(array, initial=0)  # fmin passes over NaN
+    if smallest < 0:
+        raise ValueError(f"variance must not be negative, got a minimum of {smallest}")
     return array
 
 
 def check_epsilon(epsilon: float) -> float:
     """Return ``epsilon`` as a finite number that is not negative."""
-    if np.ndim(epsilon) or np.asarray(epsilon).dtype.kind not in "biuf":
+    number = type(epsilon) is float or (
+        np.ndim(epsilon) == 0 and np.asarray(epsilon).dtype.kind in "biuf"
+    )
+    if not number:
         raise TypeError(f"epsilon must be a number, got {epsilon!r}")
     value = float(epsilon)
     if not (math.isfinite(value) and value >= 0):
@@ -157,3 +167,13 @@ def other_axes(ndim: int, axis: int) -> tuple[int, ...]:
 def along(channels: Array, axis: int, ndim: int) -> Array:
     """Return a vector of shape (C,) as a view that broadcasts along ``axis`` of rank ``ndim``."""
     return channels.reshape([-1 if k == axis else 1 for k in range(ndim)])
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return a new array that begins with a cache line."""
+    size = math.prod(shape)
+    if size < 1 << 15:  # then it is not worth the search
+        return np.empty(shape, dtype)
+    spare = np.empty(size + CACHE_LINE // dtype.itemsize, dtype)
+    start = -spare.ctypes.data % CACHE_LINE // dtype.itemsize
+    return spare[start : start + size].reshape(shape)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bnkit import kernels
 from bnkit.arguments import (
     Array,
     along,
@@ -36,7 +37,7 @@ from bnkit.arguments import (
     output_dtype,
     sum_dtype,
 )
-from bnkit.moments import Moments, batch_moments, centre
+from bnkit.moments import Moments, centre, moments_where
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,27 +65,32 @@ class BatchNormCache:
     mask: Array | None
 
     @property
+    @np.errstate(all="ignore")
     def mean(self) -> Array:
         """Mean of the batch, shape (C,), in the compute dtype."""
         return _round_channels(self.moments.mean, self.x)
 
     @property
+    @np.errstate(all="ignore")
     def variance(self) -> Array:
         """Biased variance of the batch, shape (C,), in the compute dtype."""
         return _round_channels(self.moments.variance, self.x)
 
     @property
+    @np.errstate(all="ignore")
     def inv_std(self) -> Array:
         """``1 / sqrt(variance + epsilon)``, shape (C,), in the compute dtype."""
         return _round_channels(_inv_std(self.moments.variance, self.epsilon), self.x)
 
     @property
+    @np.errstate(all="ignore")
     def x_hat(self) -> Array:
         """The normalized input, computed anew, in the compute dtype."""
         inv_std = _inv_std(self.moments.variance, self.epsilon)
         return _normalize(self.x, self.moments.mean, inv_std, self.axis)
 
 
+@np.errstate(all="ignore")
 def batch_norm_forward(
     x: ArrayLike,
     gamma: ArrayLike | None = None,
@@ -131,11 +137,13 @@ def batch_norm_forward(
     epsilon = check_epsilon(epsilon)
     out = check_out(out, x)
     check_apart(out, x)
-    moments = batch_moments(x, axis, mask)
-    cache = BatchNormCache(x, gamma, beta, moments, axis, epsilon, check_mask(mask, x, axis))
-    return _affine(x, moments.mean, moments.variance, gamma, beta, axis, epsilon, out), cache
+    where = check_mask(mask, x, axis)
+    moments = moments_where(x, axis, where)
+    y = _affine(x, moments.mean, moments.variance, gamma, beta, axis, epsilon, out)
+    return y, BatchNormCache(x, gamma, beta, moments, axis, epsilon, where)
 
 
+@np.errstate(all="ignore")
 def batch_norm_backward(
     dy: ArrayLike, cache: BatchNormCache, *, out: Array | None = None
 ) -> tuple[Array, Array | None, Array | None]:
@@ -171,23 +179,31 @@ def batch_norm_backward(
     >>> bool(abs(dx).max() < 1e-15), dbeta
     (True, None)
     """
-    x, axis = cache.x, cache.axis
-    dy = _as_gradient("dy", dy, x)
+    x, axis, gamma = cache.x, cache.axis, cache.gamma
+    mean, variance = cache.moments.mean, cache.moments.variance
+    dy = check_like("dy", dy, x)
     out = check_out(out, x)
     check_apart(out, x)
-    inv_std = _inv_std(cache.moments.variance, cache.epsilon)
-    with np.errstate(all="ignore"):
-        x_hat = _normalize(x, cache.moments.mean, inv_std, axis)
+    inv_std = _inv_std(variance, cache.epsilon)
+    fast = None
+    if cache.mask is None:
+        fast = kernels.backward(dy, x, axis, mean, variance, inv_std, gamma, out)
+    if fast is not None:
+        dx, dgamma, dbeta = fast
+    else:
+        dy = _as_gradient("dy", dy, x)
+        x_hat = _normalize(x, mean, inv_std, axis)
         dgamma, dbeta = _channel_dot(dy, x_hat, axis), _channel_sum(dy, axis)
         dx = _project(dy, x_hat, dgamma, dbeta, cache)
-        _scale(dx, inv_std if cache.gamma is None else cache.gamma * inv_std, axis)
+        dx = _into(out, _scale(dx, inv_std if gamma is None else gamma * inv_std, axis), x)
     return (
-        _into(out, dx, x),
+        dx,
         None if cache.gamma is None else _round_channels(dgamma, x),
         None if cache.beta is None else _round_channels(dbeta, x),
     )
 
 
+@np.errstate(all="ignore")
 def batch_norm_inference(
     x: ArrayLike,
     mean: ArrayLike,
@@ -228,18 +244,16 @@ def batch_norm_inference(
     """
     x = check_input(x)
     axis = check_axis(axis, x.ndim)
-    return _affine(
-        x,
-        check_channels("mean", mean, x, axis),
-        check_variance(variance, x, axis),
-        check_optional_channels("gamma", gamma, x, axis),
-        check_optional_channels("beta", beta, x, axis),
-        axis,
-        check_epsilon(epsilon),
-        check_out(out, x),
-    )
+    mean = check_channels("mean", mean, x, axis)
+    variance = check_variance(variance, x, axis)
+    gamma = check_optional_channels("gamma", gamma, x, axis)
+    beta = check_optional_channels("beta", beta, x, axis)
+    epsilon = check_epsilon(epsilon)
+    out = check_out(out, x)
+    return _affine(x, mean, variance, gamma, beta, axis, epsilon, out)
 
 
+@np.errstate(all="ignore")
 def batch_norm_inference_backward(
     dy: ArrayLike,
     x: ArrayLike,
@@ -281,21 +295,28 @@ def batch_norm_inference_backward(
     """
     x = check_input(x)
     axis = check_axis(axis, x.ndim)
-    dy = _as_gradient("dy", dy, x)
+    dy = check_like("dy", dy, x)
     mean = check_channels("mean", mean, x, axis)
-    inv_std = _inv_std(check_variance(variance, x, axis), check_epsilon(epsilon))
+    variance = check_variance(variance, x, axis)
+    inv_std = _inv_std(variance, check_epsilon(epsilon))
     gamma = check_optional_channels("gamma", gamma, x, axis)
-    with np.errstate(all="ignore"):
+    scale = inv_std if gamma is None else gamma * inv_std
+    fast = kernels.inference_backward(dy, x, axis, mean, variance, inv_std, scale)
+    if fast is not None:
+        dx, dgamma, dbeta = fast
+    else:
+        dy = _as_gradient("dy", dy, x)
         dgamma = _channel_dot(dy, _normalize(x, mean, inv_std, axis), axis)
         dbeta = _channel_sum(dy, axis)
-        dx = _scale(dy.copy(), inv_std if gamma is None else gamma * inv_std, axis)
+        dx = _into(None, _scale(dy.copy(), scale, axis), x)
     return (
-        _into(None, dx, x),
+        dx,
         None if gamma is None else _round_channels(dgamma, x),
         _round_channels(dbeta, x),
     )
 
 
+@np.errstate(all="ignore")
 def batch_norm_double_backward(
     ddx: ArrayLike,
     ddgamma: ArrayLike | None,
@@ -349,45 +370,40 @@ def batch_norm_double_backward(
     def wide(channels: Array) -> Array:
         return along(_round_channels(channels, x), axis, x.ndim)
 
-    with np.errstate(all="ignore"):
-        scale = inv_std if cache.gamma is None else cache.gamma * inv_std
-        x_hat = _normalize(x, cache.moments.mean, inv_std, axis)
-        counted_ddx = _counted(ddx, cache)
-        dgamma, dbeta = _channel_dot(dy, x_hat, axis), _channel_sum(dy, axis)
-        u_sum, u_x_hat = _channel_sum(counted_ddx, axis), _channel_dot(counted_ddx, x_hat, axis)
-        u_p_g = _channel_dot(ddx, _project(dy, x_hat, dgamma, dbeta, cache), axis)
+    scale = inv_std if cache.gamma is None else cache.gamma * inv_std
+    x_hat = _normalize(x, cache.moments.mean, inv_std, axis)
+    counted_ddx = _counted(ddx, cache)
+    dgamma, dbeta = _channel_dot(dy, x_hat, axis), _channel_sum(dy, axis)
+    u_sum, u_x_hat = _channel_sum(counted_ddx, axis), _channel_dot(counted_ddx, x_hat, axis)
+    u_p_g = _channel_dot(ddx, _project(dy, x_hat, dgamma, dbeta, cache), axis)
 
-        transposed = ddx - wide(u_sum / n) - x_hat * wide(u_x_hat / n)
-        d_dy = wide(scale) * transposed + wide(a) * x_hat + wide(b)
+    transposed = ddx - wide(u_sum / n) - x_hat * wide(u_x_hat / n)
+    d_dy = wide(scale) * transposed + wide(a) * x_hat + wide(b)
 
-        h = dy * wide(a - scale * u_x_hat / n) - counted_ddx * wide(scale * dgamma / n)
-        p_h = _project(h, x_hat, _channel_dot(h, x_hat, axis), _channel_sum(h, axis), cache)
-        d_x = wide(inv_std) * p_h - _counted(x_hat, cache) * wide(scale * inv_std * u_p_g / n)
-        d_gamma = None if cache.gamma is None else _round_channels(inv_std * u_p_g, x)
+    h = dy * wide(a - scale * u_x_hat / n) - counted_ddx * wide(scale * dgamma / n)
+    p_h = _project(h, x_hat, _channel_dot(h, x_hat, axis), _channel_sum(h, axis), cache)
+    d_x = wide(inv_std) * p_h - _counted(x_hat, cache) * wide(scale * inv_std * u_p_g / n)
+    d_gamma = None if cache.gamma is None else _round_channels(inv_std * u_p_g, x)
     return _into(None, d_dy, x), _into(None, d_x, x), d_gamma
 
 
 def _inv_std(variance: Array, epsilon: float) -> Array:
-    with np.errstate(all="ignore"):
-        return np.asarray(1 / np.sqrt(variance + epsilon))
+    return np.reciprocal(np.sqrt(variance + epsilon))
 
 
 def _round_channels(channels: Array, x: Array) -> Array:
     """Round one number a channel to the compute dtype of x."""
-    with np.errstate(all="ignore"):
-        return channels.astype(compute_dtype(x.dtype))
+    return channels.astype(compute_dtype(x.dtype))
 
 
 def _as_gradient(name: str, value: ArrayLike, x: Array) -> Array:
     """Return an upstream gradient in the dtype that the backward pass of x is computed in."""
-    with np.errstate(all="ignore"):
-        return check_like(name, value, x).astype(compute_dtype(x.dtype), copy=False)
+    return check_like(name, value, x).astype(compute_dtype(x.dtype), copy=False)
 
 
 def _normalize(x: Array, mean: Array, inv_std: Array, axis: int) -> Array:
     """x_hat, in a new array of the compute dtype."""
-    with np.errstate(all="ignore"):
-        return _scale(centre(x, mean, axis), inv_std, axis)
+    return _scale(centre(x, mean, axis), inv_std, axis)
 
 
 def _scale(values: Array, channels: Array, axis: int) -> Array:
@@ -408,23 +424,25 @@ def _affine(
 ) -> Array:
     """Normalize, scale and shift, in one array of the compute dtype (``out`` when it is one)."""
     inv_std = _inv_std(variance, epsilon)
+    scale = inv_std if gamma is None else gamma * inv_std
+    fast = kernels.normalize(x, axis, mean, variance, scale, beta, out)
+    if fast is not None:
+        return fast
     fits = out is not None and out.dtype == compute_dtype(x.dtype)
-    with np.errstate(all="ignore"):
-        y = centre(x, mean, axis, out if fits else None)
-        _scale(y, inv_std if gamma is None else gamma * inv_std, axis)
-        if beta is not None:
-            np.add(y, along(beta, axis, x.ndim), out=y, casting="same_kind")
+    y = centre(x, mean, axis, out if fits else None)
+    _scale(y, scale, axis)
+    if beta is not None:
+        np.add(y, along(beta, axis, x.ndim), out=y, casting="same_kind")
     return _into(out, y, x)
 
 
 def _into(out: Array | None, result: Array, x: Array) -> Array:
     """Round a result to the dtype that belongs to x, into ``out`` when there is one."""
-    with np.errstate(all="ignore"):
-        if out is None:
-            return result.astype(output_dtype(x.dtype), copy=False)
-        if out is not result:
-            np.copyto(out, result, casting="same_kind")
-        return out
+    if out is None:
+        return result.astype(output_dtype(x.dtype), copy=False)
+    if out is not result:
+        np.copyto(out, result, casting="same_kind")
+    return out
 
 
 def _channel_sum(values: Array, axis: int) -> Array:

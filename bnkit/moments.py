@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bnkit import kernels
 from bnkit.arguments import (
     Array,
     along,
@@ -76,26 +77,33 @@ def batch_moments(x: ArrayLike, axis: int = -1, mask: ArrayLike | None = None) -
     """
     x = check_input(x)
     axis = check_axis(axis, x.ndim)
-    where = check_mask(mask, x, axis)
-    axes = other_axes(x.ndim, axis)
-    positions = math.prod(x.shape[k] for k in axes)
+    with np.errstate(all="ignore"):  # NaN and inf pass through, each in its own channel
+        return moments_where(x, axis, check_mask(mask, x, axis))
+
+
+def moments_where(x: Array, axis: int, where: Array | None) -> Moments:
+    """``batch_moments`` of arguments that were checked."""
+    positions = math.prod(x.shape[:axis] + x.shape[axis + 1 :])
     count = positions if where is None else int(np.count_nonzero(where))
     if count == 0:
         reason = f"x of shape {x.shape}" if where is None else "a mask that is False everywhere"
         raise ValueError(f"there is nothing to average: got {reason}")
 
-    dtype = sum_dtype(x.dtype)
-    with np.errstate(all="ignore"):  # NaN and inf pass through, each in its own channel
-        mean = np.sum(x, axes, dtype=dtype, where=True if where is None else where) / count
-        centred = centre(x, mean, axis)
-        if where is not None:
-            np.copyto(centred, 0, where=~where)
-        channel_index = list(range(x.ndim))
-        correction = np.sum(centred, axes, dtype=dtype) / count
-        squares = np.einsum(
-            centred, channel_index, centred, channel_index, [axis], dtype=dtype, casting="same_kind"
-        )
-        return Moments(count, mean + correction, squares / count - correction**2)
+    fast = kernels.moments(x, axis) if where is None else None
+    if fast is not None:
+        return Moments(count, *fast)
+
+    axes, dtype = other_axes(x.ndim, axis), sum_dtype(x.dtype)
+    mean = np.sum(x, axes, dtype=dtype, where=True if where is None else where) / count
+    centred = centre(x, mean, axis)
+    if where is not None:
+        np.copyto(centred, 0, where=~where)
+    channel_index = list(range(x.ndim))
+    correction = np.sum(centred, axes, dtype=dtype) / count
+    squares = np.einsum(
+        centred, channel_index, centred, channel_index, [axis], dtype=dtype, casting="same_kind"
+    )
+    return Moments(count, mean + correction, squares / count - correction**2)
 
 
 def centre(x: Array, mean: Array, axis: int, out: Array | None = None) -> Array:

@@ -1,0 +1,271 @@
+"""The fast passes over memory behind ``bnkit.functional``, and the settings that choose them.
+
+``functional`` and ``moments`` are the readable definition. Here the same formulas are folded into
+a few constants a channel and handed to one of two backends that know how to walk through memory:
+``blocked`` (NumPy) or ``compiled`` (numba). They take dense arrays of float16, float32 and
+float64, without a mask. For anything else the functions here return None, and the definition
+does the work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import os
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bnkit.arguments import Array, aligned, compute_dtype, output_dtype
+
+BACKENDS = {"numpy": "bnkit.kernels.blocked", "numba": "bnkit.kernels.compiled"}
+SMALL = 1 << 16  # elements up to which a copy of x is no more than a block
+PARALLEL = 1 << 20  # elements from which on another thread is worth its start
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+TAKEN = {np.dtype(np.float16), FLOAT32, FLOAT64}
+
+# An unshifted sum of squares, or product with x, loses digits once the mean is large against the
+# spread. Up to this ratio of mean² to variance the loss is below the rounding of the result.
+LIMIT = {FLOAT32: 4.0, FLOAT64: 0.25}
+SMALLEST = {FLOAT32: 1e-30, FLOAT64: 1e-290}  # below it, squares may have underflowed
+
+
+def set_backend(name: str) -> None:
+    """Choose what walks through memory: "numpy", or "numba", which needs ``bnkit[fast]``.
+
+    The environment variable ``BNKIT_BACKEND`` chooses it at the start.
+
+    Raises:
+        ValueError: no such backend.
+        ImportError: numba is not installed.
+
+    >>> set_backend("numpy")
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {sorted(BACKENDS)}, got {name!r}")
+    if name == "numba" and importlib.util.find_spec("numba") is None:
+        raise ImportError("the backend 'numba' needs numba: pip install 'bnkit[fast]'")
+    _backend = importlib.import_module(BACKENDS[name])
+
+
+def set_threads(count: int) -> None:
+    """Choose how many threads share the work on arrays of a million elements and more.
+
+    The environment variable ``BNKIT_THREADS`` chooses it at the start; without it there is one.
+
+    Raises:
+        ValueError: fewer than one.
+
+    >>> set_threads(1)
+    """
+    global _threads
+    if int(count) < 1:
+        raise ValueError(f"the number of threads must be 1 or more, got {count!r}")
+    _threads = int(count)
+
+
+def moments(x: Array, axis: int) -> tuple[Array, Array] | None:
+    """Mean and biased variance of each channel, in float64.
+
+    The first look sums x and x² as they are. Where the result shows that this was not accurate
+    (a large mean, squares outside the range of the dtype), a second look sums deviations from
+    the mean that was found, and a third does so in float64. A channel that is settled keeps
+    its result, so that no channel changes the digits of another one.
+    """
+    if _is_few(x, axis):
+        found: tuple[Array, Array] = _backend.few_moments(_rows(x))
+        return found
+    folded, dtype = _fold(x, axis), compute_dtype(x.dtype)
+    if folded is None:
+        return None
+    mean, variance, margin = _look(folded, None, dtype)
+    if margin[margin.argmin()] >= SMALLEST[dtype] and margin[margin.argmax()] < np.inf:
+        return mean, variance
+    settled = _settled(margin, dtype) | _zero_channels(folded, variance)
+    for again in (dtype, FLOAT64):
+        if settled.all():
+            break
+        shift = np.where(settled | ~np.isfinite(mean), 0, mean).astype(dtype).astype(again)
+        centre, spread, margin = _look(folded, shift, again)
+        mean, variance = np.where(settled, mean, centre), np.where(settled, variance, spread)
+        settled |= _settled(margin, again)
+    return mean, np.maximum(variance, 0)
+
+
+def _look(x: Array, shift: Array | None, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
+    """Mean, variance, and a margin that is negative where they are not accurate."""
+    offset, squares = _backend.sums(x, None, shift, dtype, _workers(x)) / (x.shape[0] * x.shape[2])
+    square = offset * offset
+    variance = squares - square
+    mean = offset if shift is None else offset + shift
+    return mean, variance, LIMIT[dtype] * variance - square
+
+
+def _settled(margin: Array, dtype: np.dtype[Any]) -> Array:
+    return (margin >= SMALLEST[dtype]) & (margin < np.inf)
+
+
+def _zero_channels(x: Array, variance: Array) -> Array:
+    """Whether a channel holds nothing but zeros, as that of a dead unit does."""
+    zero = variance == 0
+    for channel in np.flatnonzero(zero):
+        zero[channel] = not x[:, channel].any()
+    return zero
+
+
+def normalize(
+    x: Array,
+    axis: int,
+    mean: Array,
+    variance: Array,
+    scale: Array,
+    beta: Array | None,
+    out: Array | None,
+) -> Array | None:
+    """``scale (x - mean) + beta``, folded into ``scale (x - k) + t``."""
+    if _is_few(x, axis):
+        return _place(_backend.few_normalize(_rows(x), mean, scale, beta).reshape(x.shape), out)
+    folded, y = _fold(x, axis), _result(x, x, out)
+    if folded is None or y is None:
+        return None
+    shift, offset = _shift(x, mean, variance)
+    dtype = _map_dtype(x, scale)
+    scale = scale.astype(dtype)
+    t = scale * -offset
+    if beta is not None:
+        t += beta
+    target = y.reshape(folded.shape)
+    _backend.affine(folded, shift, scale, t.astype(dtype), target, workers=_workers(x))
+    return _place(y, out)
+
+
+def backward(
+    dy: Array,
+    x: Array,
+    axis: int,
+    mean: Array,
+    variance: Array,
+    inv_std: Array,
+    gamma: Array | None,
+    out: Array | None,
+) -> tuple[Array, Array, Array] | None:
+    """dx, dgamma and dbeta, with ``dx = a (dy + b (x - mean) + c)`` folded as in ``normalize``."""
+    a = inv_std if gamma is None else gamma * inv_std
+    if _is_few(x, axis) and _is_few(dy, axis):
+        dx, dgamma, dbeta = _backend.few_backward(_rows(dy), _rows(x), mean, inv_std, a)
+        return _place(dx.reshape(x.shape), out), dgamma, dbeta
+    folded, gradient, dx = _fold(x, axis), _fold(dy, axis), _result(x, dy, out)
+    if folded is None or gradient is None or dx is None:
+        return None
+    shift, offset = _shift(x, mean, variance)
+    dbeta, dgamma = _sums(folded, gradient, shift, offset, variance, inv_std)
+    count = -(x.size // x.shape[axis])
+    b = inv_std * dgamma / count
+    dtype = _map_dtype(x, a, b)
+    b = b.astype(dtype)
+    c = (dbeta / count - b * offset).astype(dtype)
+    target = dx.reshape(folded.shape)
+    _backend.affine(folded, shift, b, c, target, gradient, a.astype(dtype), _workers(x))
+    return _place(dx, out), dgamma, dbeta
+
+
+def inference_backward(
+    dy: Array, x: Array, axis: int, mean: Array, variance: Array, inv_std: Array, scale: Array
+) -> tuple[Array, Array, Array] | None:
+    """dx, dgamma and dbeta where mean and variance are constants: ``dx = scale dy``."""
+    folded, gradient, dx = _fold(x, axis), _fold(dy, axis), _result(x, dy, None)
+    if folded is None or gradient is None or dx is None:
+        return None
+    dbeta, dgamma = _sums(folded, gradient, *_shift(x, mean, variance), variance, inv_std)
+    scale = scale.astype(_map_dtype(x, scale))
+    target = dx.reshape(folded.shape)
+    _backend.affine(gradient, None, scale, None, target, workers=_workers(x))
+    return dx, dgamma, dbeta
+
+
+def _sums(
+    x: Array, dy: Array, shift: Array | None, offset: Array, variance: Array, inv_std: Array
+) -> tuple[Array, Array]:
+    """Sums of dy and of ``dy x_hat`` over each channel, in float64."""
+    dtype = _map_dtype(x, variance)
+    both = _backend.sums(x, dy, shift, dtype, _workers(x))
+    if dtype != FLOAT64 and not math.isfinite(np.vdot(both, both)):  # beyond float32, or NaN
+        both = np.where(np.isfinite(both), both, _backend.sums(x, dy, shift, FLOAT64, _workers(x)))
+    total, product = both
+    return total, inv_std * (product - total * offset)
+
+
+def _is_few(x: Array, axis: int) -> bool:
+    """Whether float64 throughout costs less than to look where it is needed: small, in rows."""
+    dense = x.dtype == FLOAT32 and x.flags.c_contiguous and axis == x.ndim - 1
+    return dense and x.size <= _backend.FEW and x.shape[-1] >= 4
+
+
+def _rows(x: Array) -> Array:
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _fold(x: Array, axis: int) -> Array | None:
+    """View a dense array as (outer, C, inner); what is strided and small is made dense."""
+    if x.dtype not in TAKEN or x.size == 0 or not (x.flags.c_contiguous or x.size <= SMALL):
+        return None
+    shape = x.shape
+    return np.ascontiguousarray(x).reshape(
+        math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    )
+
+
+def _result(x: Array, source: Array, out: Array | None) -> Array | None:
+    """Return a dense array for a result of x: ``out`` if blocks can be written into it.
+
+    A block is written before the next one of the source is read, so ``out`` must be the source
+    itself or lie apart from it. What is small is copied to ``out`` in the end.
+    """
+    dense = out is not None and out.dtype in TAKEN and out.flags.c_contiguous
+    if dense and (out is source or not np.may_share_memory(out, source)):
+        return out
+    return aligned(x.shape, output_dtype(x.dtype)) if out is None or x.size <= SMALL else None
+
+
+def _place(result: Array, out: Array | None) -> Array:
+    if out is None or out is result:
+        return result
+    np.copyto(out, result)
+    return out
+
+
+def _shift(x: Array, mean: Array, variance: Array) -> tuple[Array | None, Array]:
+    """What to take off x first, the mean where it is large, and what is left of the mean then."""
+    dtype = compute_dtype(x.dtype)
+    margin = LIMIT[dtype] * variance - mean * mean
+    if margin[margin.argmin()] >= 0:
+        return None, mean
+    shift = np.where(margin >= 0, 0, mean).astype(dtype)
+    return shift, mean - shift
+
+
+def _map_dtype(x: Array, *constants: Array) -> np.dtype[Any]:
+    """Dtype to compute in: that of x, or float64 where float32 could not hold the constants."""
+    dtype = compute_dtype(x.dtype)
+    return dtype if dtype == FLOAT64 or all(map(_moderate, constants)) else FLOAT64
+
+
+def _moderate(constants: Array) -> bool:
+    sizes = np.abs(constants)
+    if sizes[sizes.argmin()] > 1e-30 and sizes[sizes.argmax()] < 1e30:
+        return True
+    return not np.any((sizes > 1e30) | ((sizes < 1e-30) & (sizes > 0)))
+
+
+def _workers(x: Array) -> int:
+    return _threads if x.size >= PARALLEL else 1
+
+
+_backend: ModuleType
+_threads: int
+set_backend(os.environ.get("BNKIT_BACKEND", "numpy"))
+set_threads(int(os.environ.get("BNKIT_THREADS", "1")))

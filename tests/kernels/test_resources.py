@@ -1,0 +1,145 @@
+"""What the kernels take: memory, threads, a backend."""
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import bnkit
+from bnkit import batch_norm_backward, batch_norm_forward
+
+MEGABYTE = 1 << 20
+
+
+def step(x, dy, out):
+    _, cache = batch_norm_forward(x, out=out)
+    return batch_norm_backward(dy, cache, out=out)
+
+
+def extra(call):
+    """Bytes that a call had allocated at most, beyond what there was."""
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("mean", [0, 1e4])
+@pytest.mark.parametrize(("shape", "axis"), [((2**17, 64), -1), ((16, 64, 8192), 1)])
+def test_a_pass_takes_a_few_blocks_and_never_a_copy_of_x(rng, backend, shape, axis, mean):
+    x = rng.normal(mean, 1, shape).astype(np.float32)
+    dy, out = x - np.float32(mean), np.empty_like(x)
+    _, cache = batch_norm_forward(x, axis=axis)
+    assert x.nbytes == 32 * MEGABYTE
+    assert extra(lambda: batch_norm_forward(x, axis=axis, out=out)) < 2 * MEGABYTE
+    assert extra(lambda: batch_norm_backward(dy, cache, out=out)) < 2 * MEGABYTE
+    assert extra(lambda: bnkit.batch_norm_inference(x, *[np.ones(64)] * 2, axis=axis, out=out)) < (
+        2 * MEGABYTE
+    )
+
+
+def test_ten_thousand_calls_leave_nothing_behind(rng, backend):
+    x, dy = rng.normal(size=(2, 60, 10)).astype(np.float32)
+    out = np.empty_like(x)
+    for _ in range(100):
+        step(x, dy, out)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10_000):
+            step(x, dy, out)
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_results_do_not_depend_on_the_number_of_threads(rng, backend, assert_close):
+    for shape, axis in (((2**16, 33), -1), ((40, 3, 100, 101), 1), ((6, 7, 50000), 1)):
+        x, dy = rng.normal(3, 2, (2, *shape)).astype(np.float32)
+        results = []
+        for threads in (1, 2, 5):
+            bnkit.set_threads(threads)
+            y, cache = batch_norm_forward(x, axis=axis)
+            results.append([y, *cache.moments.mean, *batch_norm_backward(dy, cache)[:1]])
+        for other in results[1:]:
+            for got, want in zip(other, results[0], strict=True):
+                assert_close(np.asarray(got), want, 1e-7)
+
+
+def test_eight_threads_at_once_get_their_own_results(rng, backend):
+    bnkit.set_threads(2)
+    arrays = [rng.normal(k, 1 + k, (2**15, 40)).astype(np.float32) for k in range(8)]
+    arrays[3][5, 7] = np.nan
+    wanted = [step(x, x[::-1].copy(), np.empty_like(x)) for x in arrays]
+    got, errors = [None] * 8, []
+
+    def work(k):
+        try:
+            for _ in range(3):
+                x = arrays[k]
+                got[k] = step(x, x[::-1].copy(), np.empty_like(x))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert np.array_equal(mine[0], theirs[0], equal_nan=True)
+
+
+FORKED = """
+import os, sys
+import numpy as np
+import bnkit
+bnkit.set_backend(sys.argv[1])
+bnkit.set_threads(2)
+x = np.arange(2.0**21, dtype=np.float32).reshape(-1, 64)
+want, _ = bnkit.batch_norm_forward(x)
+child = os.fork()
+if child == 0:
+    got, _ = bnkit.batch_norm_forward(x)
+    os._exit(0 if np.array_equal(got, want) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_worker_computes_as_its_parent_does(backend):
+    subprocess.run([sys.executable, "-c", FORKED, backend], check=True, timeout=120)
+
+
+def test_a_backend_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"backend must be one of \['numba', 'numpy'\], got 'gpu'"):
+        bnkit.set_backend("gpu")
+
+
+def test_numba_that_is_not_installed_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs numba: pip install 'bnkit\[fast\]'"):
+        bnkit.set_backend("numba")
+
+
+def test_less_than_one_thread_is_refused():
+    with pytest.raises(ValueError, match="must be 1 or more, got 0"):
+        bnkit.set_threads(0)
+
+
+def test_the_environment_chooses_backend_and_threads(backend):
+    code = "from bnkit import kernels; print(kernels._backend.__name__, kernels._threads)"
+    environment = {**os.environ, "BNKIT_BACKEND": backend, "BNKIT_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    module = {"numpy": "blocked", "numba": "compiled"}[backend]
+    assert done.stdout.split() == [f"bnkit.kernels.{module}", "3"]
