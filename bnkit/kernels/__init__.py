@@ -34,7 +34,7 @@ SMALLEST = {FLOAT32: 1e-30, FLOAT64: 1e-290}  # below it, squares may have under
 
 
 def set_backend(name: str) -> None:
-    """Choose what walks through memory: "numpy", or "numba", which needs ``bnkit[fast]``.
+    """Choose what walks through memory: "numpy", or "numba", which must be installed.
 
     The environment variable ``BNKIT_BACKEND`` chooses it at the start.
 
@@ -48,7 +48,7 @@ def set_backend(name: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)}, got {name!r}")
     if name == "numba" and importlib.util.find_spec("numba") is None:
-        raise ImportError("the backend 'numba' needs numba: pip install 'bnkit[fast]'")
+        raise ImportError("the backend 'numba' needs numba: pip install numba")
     _backend = importlib.import_module(BACKENDS[name])
 
 
