@@ -7,6 +7,9 @@ of four nodes, ``FORWARD``. Everything else is derived from it:
 * ``backward(target)``: a gradient by the chain rule along the graph (the paper's equations);
 * ``closed_form_steps()``: from these to the closed form, each step with its reason;
 * ``jacobian()`` and ``eigenpairs()``: what the backward pass does to a gradient;
+* ``rescaled(...)``: any of these for a scaled input;
+* ``expected_over_upstream(...)``: any of these on average over a random upstream;
+* ``second_order_loss()`` and ``double_backward()``: the backward pass, differentiated again;
 * ``oracle(...)``: the derived formulas as numbers, in float64 or at any precision.
 
 ``is_zero`` is the judge. It writes an expression in terms of the data x and g alone and reduces
@@ -25,9 +28,9 @@ import sympy as sp
 
 from bnkit.sums import EPSILON, collapse, i, j, k, l, latex, latex_terms, m, power_sums, total
 
-x, y, g, w = (sp.IndexedBase(name) for name in ("x", "y", "g", "w"))
+x, y, g, w, u = (sp.IndexedBase(name) for name in ("x", "y", "g", "w", "u"))
 x_hat = sp.IndexedBase(r"\hat{x}")
-mean, beta = sp.symbols("mu beta", real=True)
+mean, beta, a, b = sp.symbols("mu beta a b", real=True)
 gamma = sp.Symbol("gamma", real=True, nonzero=True)
 variance = sp.Symbol("v", nonnegative=True)
 s = sp.Symbol("s", positive=True)
@@ -293,7 +296,59 @@ def is_eigenpair(pair: Eigenpair) -> bool:
     return is_zero(product.subs(orthogonal) - pair.value * pair.vector)
 
 
+# -- A scaled input ------------------------------------------------------------------------
+
+
+def rescaled(expression: sp.Expr, factor: sp.Expr, epsilon_factor: sp.Expr = sp.S.One) -> sp.Expr:
+    r"""The same expression for the input :math:`a x` and, if wanted, another epsilon.
+
+    Args:
+        expression: in terms of the names of this module; it is written in data first.
+        factor: a, by which every x is multiplied.
+        epsilon_factor: by which epsilon is multiplied.
+
+    Returns:
+        The expression in terms of x, g, gamma, beta and epsilon; the upstream g stays the same.
+
+    >>> a = sp.Symbol("a", positive=True)
+    >>> is_zero(rescaled(mean, a) - a * mean), is_zero(rescaled(x_hat[i], a, a**2) - x_hat[i])
+    (True, True)
+    """
+    scaled = in_data(expression).subs(epsilon, epsilon_factor * epsilon)
+    return scaled.replace(lambda e: isinstance(e, sp.Indexed) and e.base == x, lambda e: factor * e)
+
+
 # -- Expectations --------------------------------------------------------------------------
+
+
+def expected_over_upstream(expression: sp.Expr, spread: sp.Expr) -> sp.Expr:
+    r"""Expectation over a random upstream of an expression of second degree in g.
+
+    The entries of g are independent with mean 0 and standard deviation ``spread``; x is fixed.
+    Of a polynomial Q of second degree only the constant and the pure squares are left:
+
+    .. math:: E[Q] = Q(0) + \frac{\text{spread}^2}{2} \sum_l \frac{\partial^2 Q}{\partial g_l^2}
+
+    Args:
+        expression: in terms of g and, as constants, of anything else in this module.
+        spread: standard deviation of an entry of g.
+
+    Returns:
+        The expectation. The two sums over x_hat that are known,
+        :math:`\sum_k \hat x_k = 0` and :math:`\sum_k \hat x_k^2 = m (1 - \varepsilon / s^2)`, are
+        carried out.
+
+    >>> expected_over_upstream(total(g[k]) ** 2, sp.Symbol("tau"))
+    m*tau**2
+    """
+    expanded = power_sums(expression)
+    zero = expanded.replace(
+        lambda e: isinstance(e, sp.Indexed) and e.base == g, lambda e: sp.S.Zero
+    )
+    curvature = sp.diff(power_sums(sp.diff(expanded, g[l])), g[l])
+    expectation = power_sums(zero) + spread**2 / 2 * power_sums(total(power_sums(curvature), l))
+    known = {total(x_hat[k]): sp.S.Zero, total(x_hat[k] ** 2): m * (1 - epsilon / s**2)}
+    return sp.expand(expectation.subs(known))
 
 
 def expected_over_rows(expression: sp.Expr, location: sp.Expr, spread: sp.Expr) -> sp.Expr:
@@ -322,6 +377,60 @@ def expected_over_rows(expression: sp.Expr, location: sp.Expr, spread: sp.Expr) 
         first: m * location,
     }
     return sp.simplify(power_sums(in_data(expression)).xreplace(expectations))
+
+
+# -- The backward pass, differentiated again -------------------------------------------------
+
+
+def second_order_loss() -> sp.Expr:
+    r"""A number made of the gradients, :math:`\sum_i u_i\, dx_i + a\, d\gamma + b\, d\beta`.
+
+    Whatever is computed from the gradients, its derivatives by them are some u, a and b. With
+    these held fixed, this number has the same derivatives by g, x and gamma.
+
+    >>> second_order_loss().free_symbols >= {a, b, gamma, s}
+    True
+    """
+    dgamma, dbeta = (insert_gradients(backward(each).right) for each in (gamma, beta))
+    return total(u[i] * closed_form(), i) + a * dgamma + b * dbeta
+
+
+def double_backward() -> dict[sp.Expr, sp.Expr]:
+    r"""Derivatives of ``second_order_loss`` by ``g[i]``, ``gamma`` and ``x[i]``, in closed form.
+
+    With :math:`P` for the projection of the backward pass, :math:`dx = \frac{\gamma}{s} P g`:
+
+    .. math::
+        \frac{\partial}{\partial g_i} &= \frac{\gamma}{s} (P u)_i + a \hat x_i + b, \qquad
+        \frac{\partial}{\partial \gamma} = \frac{1}{s} \sum_k u_k (P g)_k \\
+        \frac{\partial}{\partial x_i} &= \frac{1}{s} (P h)_i
+        - \frac{\gamma}{m s^2} \hat x_i \sum_k u_k (P g)_k \\
+        h_i &= a g_i - \frac{\gamma}{m s} \left(u_i \sum_k g_k \hat x_k
+        + g_i \sum_k u_k \hat x_k\right)
+
+    >>> is_zero(sp.diff(second_order_loss(), gamma) - double_backward()[gamma])
+    True
+    """
+    u_x_hat, g_x_hat = total(u[k] * x_hat[k]), total(g[k] * x_hat[k])
+    u_p_g = total(u[k] * projected(g[k]))
+    h = a * g[k] - gamma / (m * s) * (u[k] * g_x_hat + g[k] * u_x_hat)
+    return {
+        g[i]: gamma / s * projected(u[k]).subs(k, i) + a * x_hat[i] + b,
+        gamma: u_p_g / s,
+        x[i]: projected(h).subs(k, i) / s - gamma / (m * s**2) * x_hat[i] * u_p_g,
+    }
+
+
+def projected(entry: sp.Expr) -> sp.Expr:
+    r"""Entry k of what the backward pass leaves of a vector, given by its entry k.
+
+    .. math:: (P h)_k = h_k - \frac1m \sum_l h_l - \frac{\hat x_k}{m} \sum_l h_l \hat x_l
+
+    >>> is_zero(closed_form() - gamma / s * projected(g[k]).subs(k, i))
+    True
+    """
+    at_l = entry.subs(k, l)  # which leaves indices of sums alone
+    return entry - total(at_l, l) / m - x_hat[k] / m * total(at_l * x_hat[l], l)
 
 
 # -- The formulas as numbers ---------------------------------------------------------------
@@ -424,6 +533,11 @@ def is_zero(expression: sp.Expr) -> bool:
     reduced = power_sums(in_data(expression))
     sums = sorted(reduced.atoms(sp.Sum), key=sp.default_sort_key)
     reduced = reduced.subs({each: sp.Dummy(real=True) for each in sums})
+    # A square that is common to all terms under a root leaves it: sqrt(a**2 v) is a sqrt(v).
+    reduced = reduced.replace(
+        lambda e: isinstance(e, sp.Pow) and not e.exp.is_Integer,
+        lambda e: sp.factor_terms(e.base) ** e.exp,
+    )
     # The roots in play, such as sqrt(v + epsilon), become symbols; the rest is rational.
     roots = {e for e in reduced.atoms(sp.Pow) if not e.exp.is_Integer and not e.base.is_Number}
     for radicand in {e.base for e in roots}:

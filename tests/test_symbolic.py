@@ -134,6 +134,48 @@ def test_expected_batch_variance_is_smaller_by_one_mth():
     assert sp.simplify(expected - (m - 1) / m * spread**2) == 0
 
 
+def test_mean_square_gradient_of_a_random_upstream_counts_the_eigenvalues():
+    """E|dx|^2 is the sum of the squared eigenvalues, for symbolic m and epsilon > 0."""
+    tau = sp.Symbol("tau", positive=True)
+    square = sym.total(sym.closed_form() ** 2, i)
+    of_eigenvalues = sum(pair.multiplicity * pair.value**2 for pair in sym.eigenpairs())
+    assert sp.simplify(sym.expected_over_upstream(square, tau) - tau**2 * of_eigenvalues) == 0
+
+
+def test_expectation_over_upstream_drops_what_is_linear_and_keeps_what_is_constant():
+    tau = sp.Symbol("tau", positive=True)
+    assert sym.expected_over_upstream(3 * sym.g[i] + 2, tau) == 2
+
+
+# -- A scaled input ------------------------------------------------------------------------
+
+FACTOR = sp.Symbol("a", positive=True)
+
+
+def test_scaling_input_and_epsilon_together_leaves_the_output():
+    assert sym.is_zero(sym.rescaled(y[i], FACTOR, FACTOR**2) - y[i])
+
+
+def test_scaling_the_input_alone_moves_the_output():
+    assert not sym.is_zero(sym.rescaled(y[i], FACTOR) - y[i])
+
+
+def test_negative_factor_flips_the_sign_of_the_normalized_input():
+    assert sym.is_zero(sym.rescaled(x_hat[i], -FACTOR, FACTOR**2) + x_hat[i])
+
+
+def test_gradient_shrinks_as_the_input_grows():
+    scaled = sym.rescaled(sym.closed_form(), FACTOR, FACTOR**2)
+    assert sym.is_zero(scaled - sym.closed_form() / FACTOR)
+    assert not sym.is_zero(scaled - sym.closed_form() / FACTOR**2)
+
+
+def test_radial_part_of_the_gradient_is_all_due_to_epsilon():
+    radial = sym.total(x[i] * sym.closed_form(), i)
+    dgamma = sym.insert_gradients(sym.backward(gamma).right)
+    assert sym.is_zero(radial - gamma * epsilon / s**2 * dgamma)
+
+
 # -- The oracle ----------------------------------------------------------------------------
 
 
@@ -175,7 +217,15 @@ def test_oracle_refuses_gradients_of_another_length():
         sym.oracle([1.0, 2.0], [1.0])
 
 
-# -- The double backward pass, against brute differentiation --------------------------------
+# -- The double backward pass ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [sym.g[i], gamma, x[i]], ids=["g", "gamma", "x"])
+def test_double_backward_is_the_derivative_of_the_second_order_loss(entry):
+    derived = sp.diff(sym.in_data(sym.second_order_loss()), entry.subs(i, j))
+    stated = sym.double_backward()[entry].subs(i, j)
+    assert sym.is_zero(derived - stated)
+    assert not sym.is_zero(derived - 2 * stated)
 
 
 def test_double_backward_equals_brute_differentiation_of_the_closed_form():
@@ -224,6 +274,9 @@ FALSE_STATEMENTS = {
     ),
     "a published slip, s to the power -1/2": (sym.closed_form() - STATED.subs(s, sp.sqrt(s))),
     "dx without gamma": sym.closed_form() - STATED / gamma,
+    "a root of a multiple is the multiple of a root": (
+        sp.sqrt(FACTOR * (variance + epsilon)) - FACTOR * sp.sqrt(variance + epsilon)
+    ),
 }
 
 
