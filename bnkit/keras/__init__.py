@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bnkit.keras.data import load_fashion_mnist
+    from bnkit.keras.folding import fold_batch_norms
 
-__all__ = ["load_fashion_mnist"]
+__all__ = ["fold_batch_norms", "load_fashion_mnist"]
 
-_HOME_OF = {"load_fashion_mnist": "bnkit.keras.data"}
+_HOME_OF = {
+    "fold_batch_norms": "bnkit.keras.folding",
+    "load_fashion_mnist": "bnkit.keras.data",
+}
 
 
 def __getattr__(name: str) -> object:
