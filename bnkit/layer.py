@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class BatchNormalization:
     Constructor, defaults, weights and their order are those of Keras 3. Two things differ: there
     is no optimizer here, so regularizers and constraints are left out, and ``backward`` stands
     in for a gradient tape. Batch statistics are used only when ``training and trainable``, as
-    in Keras; the moving variance is biased, as in Keras.
+    in Keras; the moving variance is biased, as in Keras, unless ``unbiased_ranks`` says otherwise.
 
     .. math:: \text{moving} \leftarrow \text{momentum} \cdot \text{moving}
         + (1 - \text{momentum}) \cdot \text{batch}
@@ -47,6 +47,8 @@ class BatchNormalization:
             take no part in the gradient.
         renorm_clipping: limits "rmin", "rmax" and "dmax" of these corrections.
         renorm_momentum: momentum of ``renorm_mean`` and ``renorm_stddev``.
+        unbiased_ranks: ranks of input for which the moving variance is fed the unbiased variance
+            of the batch, as in other frameworks (``bnkit.conventions``); not with renorm.
         trainable: False freezes the layer, which then always uses its moving statistics.
         dtype: dtype of the weights.
 
@@ -90,6 +92,7 @@ class BatchNormalization:
         renorm: bool = False,
         renorm_clipping: Mapping[str, float] | None = None,
         renorm_momentum: float = 0.99,
+        unbiased_ranks: Collection[int] = (),
         trainable: bool = True,
         dtype: DTypeLike = "float32",
     ) -> None:
@@ -101,6 +104,7 @@ class BatchNormalization:
         self.renorm = renorm
         self.renorm_clipping = _check_clipping(renorm_clipping)
         self.renorm_momentum = _check_momentum("renorm_momentum", renorm_momentum)
+        self.unbiased_ranks = unbiased_ranks
         self.trainable = trainable
         self.dtype = np.dtype(dtype)
         self._initializers = {
@@ -244,8 +248,11 @@ class BatchNormalization:
         y, cache = batch_norm_forward(
             x, self.gamma, self.beta, axis=self.axis, epsilon=self.epsilon, mask=mask
         )
-        self._update("moving_mean", cache.moments.mean)
-        self._update("moving_variance", cache.moments.variance)
+        moments = cache.moments
+        unbiased = x.ndim in self.unbiased_ranks
+        variance = moments.unbiased_variance if unbiased else moments.variance
+        self._update("moving_mean", moments.mean)
+        self._update("moving_variance", variance)
         self._backward = lambda dy: self._leave_gradients(*batch_norm_backward(dy, cache))
         return y
 
