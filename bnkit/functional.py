@@ -138,8 +138,13 @@ def batch_norm_forward(
     out = check_out(out, x)
     check_apart(out, x)
     where = check_mask(mask, x, axis)
-    moments = moments_where(x, axis, where)
-    y = _affine(x, moments.mean, moments.variance, gamma, beta, axis, epsilon, out)
+    small = kernels.forward(x, axis, gamma, beta, epsilon, out) if where is None else None
+    if small is not None:
+        y, mean, variance = small
+        moments = Moments(x.size // len(mean), mean, variance)
+    else:
+        moments = moments_where(x, axis, where)
+        y = _affine(x, moments.mean, moments.variance, gamma, beta, axis, epsilon, out)
     return y, BatchNormCache(x, gamma, beta, moments, axis, epsilon, where)
 
 

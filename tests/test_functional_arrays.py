@@ -130,13 +130,14 @@ def test_layout_in_memory_does_not_matter(rng, assert_close, layout):
     assert_close(batch_norm_backward(layout(dy), got_cache)[0], batch_norm_backward(dy, cache)[0])
 
 
-def test_zero_strides_and_read_only_arrays_are_read(rng, assert_close):
+def test_zero_strides_and_read_only_arrays_are_read(rng):
     column = rng.normal(size=(12, 1))
     wide, dy = np.broadcast_to(column, (12, 5)), np.broadcast_to(rng.normal(size=5), (12, 5))
     assert not wide.flags.writeable
+    wanted = everything(wide.copy(), dy.copy())
     for name, got in everything(wide, dy).items():
-        if name not in ("dx", "dgamma"):  # these are zero, because dy is constant
-            assert_close(got, everything(wide.copy(), dy.copy())[name])
+        # dy is constant, so that some of them are zero but for rounding.
+        np.testing.assert_allclose(got, wanted[name], rtol=1e-13, atol=1e-13, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", bfloat16, "float32", "float64", ">f4", "int32"])

@@ -68,6 +68,21 @@ def set_threads(count: int) -> None:
     _threads = int(count)
 
 
+def forward(
+    x: Array,
+    axis: int,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    out: Array | None,
+) -> tuple[Array, Array, Array] | None:
+    """y, mean and variance of a small array at once: a call costs more there than arithmetic."""
+    if not _is_few(x, axis):
+        return None
+    y, mean, variance = _backend.few_forward(_rows(x), gamma, beta, epsilon)
+    return _place(y.reshape(x.shape), out), mean, variance
+
+
 def moments(x: Array, axis: int) -> tuple[Array, Array] | None:
     """Mean and biased variance of each channel, in float64.
 
@@ -77,8 +92,8 @@ def moments(x: Array, axis: int) -> tuple[Array, Array] | None:
     its result, so that no channel changes the digits of another one.
     """
     if _is_few(x, axis):
-        found: tuple[Array, Array] = _backend.few_moments(_rows(x))
-        return found
+        _, mean, variance = _backend.few_forward(_rows(x), None, None, None)
+        return mean, variance
     folded, dtype = _fold(x, axis), compute_dtype(x.dtype)
     if folded is None:
         return None
@@ -201,8 +216,9 @@ def _sums(
 
 def _is_few(x: Array, axis: int) -> bool:
     """Whether float64 throughout costs less than to look where it is needed: small, in rows."""
-    dense = x.dtype == FLOAT32 and x.flags.c_contiguous and axis == x.ndim - 1
-    return dense and x.size <= _backend.FEW and x.shape[-1] >= 4
+    if not 0 < x.size <= _backend.FEW or axis != x.ndim - 1 or x.shape[-1] < 4:
+        return False
+    return (x.dtype == FLOAT32 or x.dtype == FLOAT64) and x.flags.c_contiguous
 
 
 def _rows(x: Array) -> Array:

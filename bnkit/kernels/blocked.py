@@ -27,7 +27,8 @@ from bnkit.arguments import Array, aligned
 
 FLOAT64 = np.dtype(np.float64)
 
-BLOCK = 1 << 19  # bytes: two or three blocks fit into a second-level cache
+BLOCK = 1 << 19  # bytes to map at a time: what is read and written stays in the second-level cache
+SUMMED = 1 << 20  # bytes to sum at a time: more, since each block costs ten calls
 WIDTH = 1 << 12  # elements of a row of constants: long inner loops, and they stay close
 NARROW = 1 << 10  # elements of a row to be summed
 SMALL = 1 << 16  # elements that make one block, whatever their layout
@@ -35,7 +36,7 @@ FEW = 1 << 13  # elements that are computed in float64 throughout
 # How many rows BLAS adds up at a time: float64 is for those who count its digits.
 ROWS = {np.dtype(np.float32): 16, FLOAT64: 4}
 MOST = 256  # how many rows are added up in float32 in all
-STRETCH = 512  # how many values of a plane: 8 in each lane of BLAS's dot product
+STRETCH = {np.dtype(np.float32): 512, FLOAT64: 64}  # how many values of a plane, the same way
 PLANE = 64  # from this length on, the inner axis is summed by itself
 
 
@@ -69,7 +70,7 @@ def sums(
     if x.size <= SMALL and x.shape[2] == 1:
         return _small_sums(x[:, :, 0], None if dy is None else dy[:, :, 0], shift, dtype)
     planes, row = x.shape[2] >= PLANE, x.shape[1] * x.shape[2]
-    blocks, largest, width = _plan(x.shape, 0 if planes else NARROW, dtype.itemsize)
+    blocks, largest, width = _plan(x.shape, 0 if planes else NARROW, SUMMED // dtype.itemsize)
     spread = _spread(shift, x.shape, planes, width)
     converted = dy is not None and dy.dtype != dtype
 
@@ -108,40 +109,49 @@ def _small_sums(x: Array, dy: Array | None, shift: Array | None, dtype: np.dtype
     return result
 
 
-def few_moments(x: Array) -> tuple[Array, Array]:
-    """Mean and variance of the columns of a small float32 array, in float64."""
-    add, v = _ones(len(x), FLOAT64).dot, x.astype(FLOAT64)
-    mean = add(v)
-    mean /= len(x)
-    v -= mean
-    v *= v
-    variance = add(v)
-    variance /= len(x)
-    return mean, variance
+def few_forward(
+    x: Array, gamma: Array | None, beta: Array | None, epsilon: float | None
+) -> tuple[Array | None, Array, Array]:
+    """Return y (None where epsilon is), mean and variance, all computed in float64."""
+    v, m = x.astype(FLOAT64, copy=False), len(x)
+    # Values of float32 leave float64 digits to spare, in any order of addition.
+    add: Callable[[Array], Array] = _add_rows if v is x else _ones(m, FLOAT64).dot
+    mean = add(v) / m
+    v = np.subtract(v, mean, out=None if v is x else v)
+    squares = add(v * v) / m
+    if add is _add_rows:  # what rounding took from the mean
+        rest = add(v) / m
+        mean += rest
+        squares -= rest * rest
+    if epsilon is None:
+        return None, mean, squares
+    scale = 1 / np.sqrt(squares + epsilon)
+    v *= scale if gamma is None else np.multiply(scale, gamma, out=scale)
+    if beta is not None:
+        v += beta
+    return v.astype(x.dtype, copy=False), mean, squares
 
 
 def few_normalize(x: Array, mean: Array, scale: Array, beta: Array | None) -> Array:
-    """``scale (x - mean) + beta`` in float64, as a float32 array."""
-    v = x.astype(FLOAT64)
-    v -= mean
+    """``scale (x - mean) + beta`` in float64, as an array of the dtype of x."""
+    v = np.subtract(x, mean)
     v *= scale
     if beta is not None:
         v += beta
-    return v.astype(x.dtype)
+    return v.astype(x.dtype, copy=False)
 
 
 def few_backward(
     dy: Array, x: Array, mean: Array, inv_std: Array, scale: Array
 ) -> tuple[Array, Array, Array]:
-    """Return dx as a float32 array, dgamma and dbeta, all computed in float64."""
-    add, v, g = _ones(len(x), FLOAT64).dot, x.astype(FLOAT64), dy.astype(FLOAT64)
-    v -= mean
+    """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
+    add, v, g = _ones(len(x), FLOAT64).dot, np.subtract(x, mean), dy.astype(FLOAT64, copy=False)
     dbeta, dgamma = add(g), add(g * v) * inv_std
     v *= dgamma * inv_std / -len(x)
     v += g
     v -= dbeta / len(x)
     v *= scale
-    return v.astype(x.dtype), dgamma, dbeta
+    return v.astype(x.dtype, copy=False), dgamma, dbeta
 
 
 def affine(
@@ -167,7 +177,7 @@ def affine(
         )
         return
     planes = x.shape[2] >= WIDTH // 4 or x.shape[1] * x.shape[2] > 8 * WIDTH
-    blocks, largest, width = _plan(x.shape, 0 if planes else WIDTH, scale.dtype.itemsize)
+    blocks, largest, width = _plan(x.shape, 0 if planes else WIDTH, BLOCK // scale.dtype.itemsize)
     constants = [_spread(c, x.shape, planes, width) for c in (shift, scale, offset, factor)]
     dtype = scale.dtype
     direct = out.dtype == dtype and (dy is None or not np.may_share_memory(out, dy))
@@ -230,9 +240,10 @@ def _within(room: Array, block: Array) -> Array:
 def _add_planes(a: Array, b: Array | None) -> Array:
     """Sum a, or a b, over all axes but the channels: short stretches by BLAS, then in float64."""
     outer, channels, length = a.shape
-    cut = length // STRETCH * STRETCH
+    stretch = STRETCH[a.dtype]
+    cut = length // stretch * stretch
     total = np.zeros(channels)
-    for start, stop, n in ((0, cut, STRETCH), (cut, length, length - cut)):
+    for start, stop, n in ((0, cut, stretch), (cut, length, length - cut)):
         if start < stop:
             shape = outer, channels, -1, n
             left = a[..., start:stop].reshape(shape)
@@ -265,10 +276,10 @@ def _ones(length: int, dtype: np.dtype[Any]) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _plan(shape: tuple[int, int, int], target: int, itemsize: int) -> tuple[list[Block], int, int]:
+def _plan(shape: tuple[int, int, int], target: int, most: int) -> tuple[list[Block], int, int]:
     """Blocks that cover an array, the size of the largest, and the width of their constants."""
     outer, channels, inner = shape
-    row, most = channels * inner, BLOCK // itemsize
+    row = channels * inner
     if not target:
         width, length = inner, min(inner, most)
         some, many = min(channels, most // length), max(1, most // row)

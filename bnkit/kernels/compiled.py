@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -123,11 +123,43 @@ def _share(work: Callable[[int, int], Any], count: int, workers: int) -> list[An
         return list(pool.map(work, cuts[:-1], cuts[1:]))
 
 
+def few_forward(
+    x: Array, gamma: Array | None, beta: Array | None, epsilon: float | None
+) -> tuple[Array | None, Array, Array]:
+    """Return y (None where epsilon is), mean and variance, all computed in float64."""
+    if epsilon is None:
+        return None, *_few_moments(x)
+    channels = x.shape[1]
+    g = _constant(1.0, channels) if gamma is None else gamma
+    b = _constant(0.0, channels) if beta is None else beta
+    result: tuple[Array, Array, Array] = _few_forward(x, g, b, epsilon)
+    return result
+
+
+def few_normalize(x: Array, mean: Array, scale: Array, beta: Array | None) -> Array:
+    """``scale (x - mean) + beta`` in float64, as an array of the dtype of x."""
+    y: Array = _few_normalize(x, mean, scale, _constant(0.0, len(mean)) if beta is None else beta)
+    return y
+
+
+@lru_cache(maxsize=64)
+def _constant(value: float, channels: int) -> Array:
+    return np.full(channels, value)
+
+
 @compiled
-def few_moments(x):  # type: ignore[no-untyped-def]
-    """Mean and variance of the columns of a small float32 array, in float64."""
+def _few_forward(x, gamma, beta, epsilon):  # type: ignore[no-untyped-def]
+    mean, variance = _few_moments(x)
+    scale = gamma / np.sqrt(variance + epsilon)
+    return _few_normalize(x, mean, scale, beta), mean, variance
+
+
+@compiled
+def _few_moments(x):  # type: ignore[no-untyped-def]
     m, channels = x.shape
     mean, variance = np.zeros(channels), np.zeros(channels)
+    if x.itemsize == 8:
+        return _exact_moments(x)
     # Deviations from the first row: their mean² is at most m variances, which float64 can bear.
     first = x[0].astype(np.float64)
     for i in range(1, m):
@@ -143,19 +175,36 @@ def few_moments(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def few_normalize(x, mean, scale, beta):  # type: ignore[no-untyped-def]
-    """``scale (x - mean) + beta`` in float64, as a float32 array."""
+def _exact_moments(x):  # type: ignore[no-untyped-def]
+    m, channels = x.shape
+    total, rest, squares = np.zeros((3, 2, channels))
+    for i in range(m):
+        _add_exactly(x[i], total[0], total[1])
+    mean = (total[0] + total[1]) / m
+    v, square = np.empty((2, channels))
+    for i in range(m):
+        for j in range(channels):
+            v[j] = x[i, j] - mean[j]
+            square[j] = v[j] * v[j]
+        _add_exactly(v, rest[0], rest[1])
+        _add_exactly(square, squares[0], squares[1])
+    correction = (rest[0] + rest[1]) / m
+    variance = (squares[0] + squares[1]) / m - correction * correction
+    return mean + correction, np.maximum(variance, 0.0)
+
+
+@compiled
+def _few_normalize(x, mean, scale, beta):  # type: ignore[no-untyped-def]
     y = np.empty_like(x)
-    t = np.zeros_like(mean) if beta is None else beta
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
-            y[i, j] = scale[j] * (x[i, j] - mean[j]) + t[j]
+            y[i, j] = scale[j] * (x[i, j] - mean[j]) + beta[j]
     return y
 
 
 @compiled
 def few_backward(dy, x, mean, inv_std, scale):  # type: ignore[no-untyped-def]
-    """Return dx as a float32 array, dgamma and dbeta, all computed in float64."""
+    """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
     m, channels = x.shape
     dgamma, dbeta = np.zeros(channels), np.zeros(channels)
     for i in range(m):
