@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from bnkit.arguments import Array, aligned, compute_dtype, output_dtype
+from bnkit.kernels.blocks import SMALL
 
 BACKENDS = {"numpy": "bnkit.kernels.blocked", "numba": "bnkit.kernels.compiled"}
-SMALL = 1 << 16  # elements up to which a copy of x is no more than a block
 PARALLEL = 1 << 20  # elements from which on another thread is worth its start
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)

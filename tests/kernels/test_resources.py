@@ -45,6 +45,35 @@ def test_a_pass_takes_a_few_blocks_and_never_a_copy_of_x(rng, backend, shape, ax
     )
 
 
+PEAK = """
+import resource, sys
+import numpy as np
+import bnkit
+bnkit.set_backend(sys.argv[1])
+
+def step(x, dy, out):
+    _, cache = bnkit.batch_norm_forward(x, out=out)
+    bnkit.batch_norm_backward(dy, cache, out=out)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+x, dy, out = (np.full((2**18, 64), k, np.float32) for k in (1, 2, 3))
+x[::2] += 1e4
+step(*(array[:5000] for array in (x, dy, out)))
+before = peak()
+step(x, dy, out)
+print(1024 * (peak() - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+def test_the_process_grows_by_a_few_blocks_and_never_by_a_copy_of_x(backend):
+    run = [sys.executable, "-c", PEAK, backend]
+    done = subprocess.run(run, check=True, timeout=120, capture_output=True, text=True)
+    assert int(done.stdout) < 8 * MEGABYTE  # x has 64
+
+
 def test_ten_thousand_calls_leave_nothing_behind(rng, backend):
     x, dy = rng.normal(size=(2, 60, 10)).astype(np.float32)
     out = np.empty_like(x)

@@ -1,0 +1,199 @@
+"""The compiled loops: each is a pass over memory, or over a small array, written out.
+
+Neighbours in memory belong to different sums, columns here and ``LANES`` of a plane there, so that
+the compiler makes vector instructions of a loop without changing the order of any sum:
+``fastmath`` is off. A function is compiled at its first use, and kept on disk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+LANES = 64  # how many sums run side by side within a plane
+CHUNK = 1024  # how many columns at a time: their sums stay in the first-level cache
+
+compiled = njit(cache=True, nogil=True)
+
+
+@compiled
+def few_forward(x, gamma, beta, epsilon):  # type: ignore[no-untyped-def]
+    """Y, mean and variance of a small array, computed in float64."""
+    mean, variance = few_moments(x)
+    scale = gamma / np.sqrt(variance + epsilon)
+    return few_normalize(x, mean, scale, beta), mean, variance
+
+
+@compiled
+def few_moments(x):  # type: ignore[no-untyped-def]
+    """Mean and variance of the columns of a small array, in float64."""
+    m, channels = x.shape
+    mean, variance = np.zeros(channels), np.zeros(channels)
+    if x.itemsize == 8:
+        return _exact_moments(x)
+    # Deviations from the first row: their mean² is at most m variances, which float64 can bear.
+    first = x[0].astype(np.float64)
+    for i in range(1, m):
+        for j in range(channels):
+            v = x[i, j] - first[j]
+            mean[j] += v
+            variance[j] += v * v
+    for j in range(channels):
+        mean[j] /= m
+        variance[j] = max(variance[j] / m - mean[j] * mean[j], 0.0)
+        mean[j] += first[j]
+    return mean, variance
+
+
+@compiled
+def _exact_moments(x):  # type: ignore[no-untyped-def]
+    m, channels = x.shape
+    total, rest, squares = np.zeros((3, 2, channels))
+    for i in range(m):
+        _add_exactly(x[i], total[0], total[1])
+    mean = (total[0] + total[1]) / m
+    v, square = np.empty((2, channels))
+    for i in range(m):
+        for j in range(channels):
+            v[j] = x[i, j] - mean[j]
+            square[j] = v[j] * v[j]
+        _add_exactly(v, rest[0], rest[1])
+        _add_exactly(square, squares[0], squares[1])
+    correction = (rest[0] + rest[1]) / m
+    variance = (squares[0] + squares[1]) / m - correction * correction
+    return mean + correction, np.maximum(variance, 0.0)
+
+
+@compiled
+def few_normalize(x, mean, scale, beta):  # type: ignore[no-untyped-def]
+    """``scale (x - mean) + beta`` in float64, as an array of the dtype of x."""
+    y = np.empty_like(x)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = scale[j] * (x[i, j] - mean[j]) + beta[j]
+    return y
+
+
+@compiled
+def few_backward(dy, x, mean, inv_std, scale):  # type: ignore[no-untyped-def]
+    """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
+    m, channels = x.shape
+    dgamma, dbeta = np.zeros(channels), np.zeros(channels)
+    for i in range(m):
+        for j in range(channels):
+            dbeta[j] += dy[i, j]
+            dgamma[j] += dy[i, j] * (x[i, j] - mean[j])
+    dgamma *= inv_std
+    b, c = dgamma * inv_std / m, dbeta / m
+    dx = np.empty_like(x)
+    for i in range(m):
+        for j in range(channels):
+            dx[i, j] = scale[j] * (dy[i, j] - c[j] - b[j] * (x[i, j] - mean[j]))
+    return dx, dgamma, dbeta
+
+
+@compiled
+def sum_columns(x, dy, k, some, start, stop):  # type: ignore[no-untyped-def]
+    """Sums of a and of a (x - k) over these rows; a is dy, or x - k itself where dy is None."""
+    total = np.zeros((2, 2, k.size))
+    for left in range(0, k.size, CHUNK):
+        right = min(left + CHUNK, k.size)
+        few = np.empty((2, right - left), k.dtype)
+        for top in range(start, stop, some):
+            few[:] = 0
+            for r in range(top, min(top + some, stop)):
+                if dy is None:
+                    _add_square(x[r, left:right], k[left:right], few[0], few[1])
+                else:
+                    _add_product(x[r, left:right], dy[r, left:right], k[left:right], few[0], few[1])
+            _add_exactly(few[0], total[0, 0, left:right], total[0, 1, left:right])
+            _add_exactly(few[1], total[1, 0, left:right], total[1, 1, left:right])
+    return total[:, 0] + total[:, 1]
+
+
+@compiled
+def sum_planes(x, dy, k, some, start, stop):  # type: ignore[no-untyped-def]
+    """The same over the planes of these channels."""
+    result = np.empty((2, stop - start))
+    outer, _, inner = x.shape
+    lanes = min(inner, 4 * LANES)
+    for c in range(start, stop):
+        total = np.zeros((2, 2, lanes))
+        few = np.zeros((2, lanes), k.dtype)
+        shift = np.full(lanes, k[c], k.dtype)
+        rows = 0
+        for o in range(outer):
+            for left in range(0, inner, lanes):
+                right = min(left + lanes, inner)
+                if dy is None:
+                    _add_square(x[o, c, left:right], shift, few[0], few[1])
+                else:
+                    _add_product(x[o, c, left:right], dy[o, c, left:right], shift, few[0], few[1])
+                rows += 1
+                if rows % some == 0 or (o == outer - 1 and right == inner):
+                    _add_exactly(few[0], total[0, 0], total[0, 1])
+                    _add_exactly(few[1], total[1, 0], total[1, 1])
+                    few[:] = 0
+        result[:, c - start] = fold(np.ascontiguousarray(total[:, 0]).reshape(2, lanes, 1))[:, 0]
+        result[:, c - start] += fold(np.ascontiguousarray(total[:, 1]).reshape(2, lanes, 1))[:, 0]
+    return result
+
+
+@compiled
+def fold(parts):  # type: ignore[no-untyped-def]
+    """Sum over the middle axis, with what each addition rounds away kept beside the sum."""
+    total = np.zeros((2, 2, parts.shape[2]))
+    for i in range(2):
+        for row in parts[i]:
+            _add_exactly(row, total[i, 0], total[i, 1])
+    return total[:, 0] + total[:, 1]
+
+
+@compiled
+def _add_square(x, k, total, squares):  # type: ignore[no-untyped-def]
+    for j in range(x.size):
+        v = x[j] - k[j]
+        total[j] += v
+        squares[j] += v * v
+
+
+@compiled
+def _add_product(x, dy, k, total, products):  # type: ignore[no-untyped-def]
+    for j in range(x.size):
+        total[j] += dy[j]
+        products[j] += dy[j] * (x[j] - k[j])
+
+
+@compiled
+def _add_exactly(few, total, error):  # type: ignore[no-untyped-def]
+    for j in range(few.size):
+        b = np.float64(few[j])
+        a = total[j]
+        total[j] = a + b
+        rounded = total[j] - a
+        error[j] += (a - (total[j] - rounded)) + (b - rounded)
+
+
+@compiled
+def map_columns(x, dy, out, k, s, t, f, start, stop):  # type: ignore[no-untyped-def]
+    """Write ``s (x - k) + t``, or ``f (dy + s (x - k) + t)``, into these rows of out."""
+    for r in range(start, stop):
+        if dy is None:
+            for j in range(x.shape[1]):
+                out[r, j] = s[j] * (x[r, j] - k[j]) + t[j]
+        else:
+            for j in range(x.shape[1]):
+                out[r, j] = f[j] * (dy[r, j] + s[j] * (x[r, j] - k[j]) + t[j])
+
+
+@compiled
+def map_planes(x, dy, out, k, s, t, f, start, stop):  # type: ignore[no-untyped-def]
+    """The same for the planes of these channels."""
+    for o in range(x.shape[0]):
+        for c in range(start, stop):
+            if dy is None:
+                for i in range(x.shape[2]):
+                    out[o, c, i] = s[c] * (x[o, c, i] - k[c]) + t[c]
+            else:
+                for i in range(x.shape[2]):
+                    out[o, c, i] = f[c] * (dy[o, c, i] + s[c] * (x[o, c, i] - k[c]) + t[c])
