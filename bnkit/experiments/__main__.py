@@ -1,0 +1,122 @@
+"""The command line of the experiments: ``python -m bnkit.experiments``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from bnkit.experiments import EXPERIMENTS, question
+
+DESCRIPTION = "Run the experiments of the book: batch normalization measured, on Fashion-MNIST."
+EPILOG = """\
+examples:
+  python -m bnkit.experiments list
+  python -m bnkit.experiments run learning-rate                  about a minute on a laptop
+  python -m bnkit.experiments run learning-rate --preset full --output results
+  python -m bnkit.experiments run learning-rate --preset full --output results --resume
+
+A run writes NAME.json after each seed. Stop it with Ctrl-C, or kill it: what is finished is in the
+file, and --resume goes on from there. In Python, bnkit.experiments.run does the same, and
+bnkit.experiments.load(NAME).plot(result) draws the figure.
+
+A GPU is used where the backend finds one. KERAS_BACKEND=jax or torch chooses another backend of
+Keras; the fast training loop and the sweeps are TensorFlow's, elsewhere Keras's own loop runs.
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command and its options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bnkit.experiments",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | run NAME")
+    commands.add_parser("list", help="name the experiments, with their questions")
+    run = commands.add_parser("run", help="run one; `run --help` tells how")
+    run.add_argument("name", metavar="NAME", help=f"one of: {', '.join(EXPERIMENTS)}")
+    run.add_argument(
+        "--preset",
+        choices=["quick", "full"],
+        default="quick",
+        help="quick: a minute or less; full: what the book shows (default: quick)",
+    )
+    run.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: the preset's)"
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for NAME.json (default: _build/experiments/PRESET)",
+    )
+    run.add_argument("--resume", action="store_true", help="go on with a file that is there")
+    run.add_argument(
+        "--mixed-precision",
+        action="store_true",
+        help="compute in bfloat16, keep weights in float32: faster on recent GPUs only",
+    )
+    return parser.parse_args(arguments)
+
+
+def show_list() -> None:
+    """Print each experiment's name and question."""
+    width = max(map(len, EXPERIMENTS))
+    for name in EXPERIMENTS:
+        print(f"{name:{width}}  {question(name)}")
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+    """Run one experiment; the exit status."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+
+    from bnkit.experiments import runner
+
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each net it compiles
+    if options.mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    folder = options.output or Path("_build", "experiments", options.preset)
+    path = folder / f"{options.name}.json"
+    try:
+        result = runner.run(
+            options.name,
+            options.preset,
+            seeds=options.seeds,
+            path=path,
+            resume=options.resume,
+            command=command,
+        )
+    except KeyboardInterrupt:
+        kept = f"finished seeds are in {path}; go on with --resume" if path.exists() else "no seed"
+        print(f"\nStopped: {kept}.", file=sys.stderr)
+        return 130
+    print(
+        f"{path}: {len(result.runs)} seeds, {result.seconds:.0f} s on {result.provenance['device']}"
+    )
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parse(given)
+    try:
+        if options.command == "list":
+            show_list()
+            return 0
+        question(options.name)  # a wrong name is told before Keras is loaded
+        reproduce = [each for each in given if each != "--resume"]
+        return run(options, shlex.join(["python", "-m", "bnkit.experiments", *reproduce]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Learning rate and initial scale: where a deep ReLU net trains, with and without normalization.
+
+The paper (section 3.3) says that batch normalization lets one use higher learning rates "without
+the risk of divergence", and makes training less dependent on the scale of the parameters. It
+shows no figure of it. Here is the map: every learning rate with every scale of He's initialization.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnkit.arguments import Array
+from bnkit.experiments.results import Result
+from bnkit.experiments.sweep import Sweep, he_stddevs
+from bnkit.experiments.training import draw_batches, fashion_mnist
+
+TITLE = "Learning rate and initial scale"
+QUESTION = "How large may the learning rate be, and how much does the initial scale matter?"
+PUBLISHED = None  # the paper states it in section 3.3 and shows no numbers
+
+VARIANTS = {"plain": False, "bn": True}
+LABELS = {"plain": "without BN", "bn": "with BN"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The grid, the net and how long it trains."""
+
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    depth: int = 5
+    width: int = 100
+    batch_size: int = 60
+    steps: int = 1500
+    trained_above: float = 0.5  # accuracy that counts as having learnt something; guessing is 0.1
+    seeds: int = 5
+
+
+PRESETS = {"quick": Config(steps=200, seeds=3), "full": Config()}
+
+
+def run_seed(config: Config, seed: int) -> dict[str, Any]:
+    """All cells of the grid, as one program for each variant.
+
+    Returns:
+        For "plain" and "bn": "validation" and "test" accuracy and the mean "loss" of the last 100
+        steps, each a list over scales of lists over rates. The learning rate is chosen by the
+        validation part.
+    """
+    data = fashion_mnist()
+    batches = draw_batches(len(data.x_train), config.batch_size, config.steps, seed)
+    scales, rates = (
+        each.ravel() for each in np.meshgrid(config.scales, config.rates, indexing="ij")
+    )
+    widths = [config.width] * config.depth
+    shape = (len(config.scales), len(config.rates))
+    record = {}
+    for name, batch_norm in VARIANTS.items():
+        sweep = Sweep(
+            data.x_train,
+            data.y_train,
+            widths=widths,
+            rates=rates,
+            stddevs=he_stddevs([data.x_train.shape[1], *widths, 10], scales),
+            batch_norm=batch_norm,
+            seed=seed,
+        )
+        losses = sweep.train(batches)
+        record[name] = {
+            "loss": losses[:, -100:].mean(axis=1).reshape(shape),
+            "validation": sweep.accuracy(data.x_validation, data.y_validation).reshape(shape),
+            "test": sweep.accuracy(data.x_test, data.y_test).reshape(shape),
+        }
+    return record
+
+
+def trained(result: Result, variant: str) -> Array:
+    """Which cells have learnt something: bool of shape (seeds, scales, rates)."""
+    return result.values(variant, "validation") > result.config["trained_above"]
+
+
+def largest_rates(result: Result, variant: str) -> Array:
+    """The largest rate that trains, for each seed and scale; 0 where none does."""
+    return (trained(result, variant) * np.array(result.config["rates"])).max(axis=2)
+
+
+def best_test_accuracy(result: Result, variant: str) -> Array:
+    """Test accuracy at the rate that is best on the validation part, shape (seeds, scales)."""
+    best = result.values(variant, "validation").argmax(axis=2)[:, :, None]
+    return np.take_along_axis(result.values(variant, "test"), best, axis=2)[:, :, 0]
+
+
+def plot(result: Result) -> Any:
+    """Two maps of the validation accuracy, median over seeds; a frame around what trains."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.6), sharey=True)
+    rates, scales = result.config["rates"], result.config["scales"]
+    for ax, variant in zip(axes, VARIANTS, strict=True):
+        median = 100 * np.median(result.values(variant, "validation"), axis=0)
+        image = ax.imshow(median, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(median):
+            color = "black" if value > 50 else "white"
+            ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=9)
+        _outline(ax, trained(result, variant).mean(axis=0) > 0.5)
+        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        ax.set_yticks(range(len(scales)), [f"{scale:g}" for scale in scales])
+        ax.grid(False)
+        ax.set(xlabel="learning rate", title=LABELS[variant])
+    axes[0].set_ylabel("initial scale (1: He)")
+    figure.colorbar(image, ax=axes, label="validation accuracy (%)")
+    return figure
+
+
+def _outline(ax: Any, inside: Array) -> None:
+    """Draw the border between the cells that are inside and those that are not."""
+    padded = np.pad(inside, 1)
+    for row, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
+        ax.plot([column - 0.5, column + 0.5], [row - 0.5] * 2, color="red", ls="-", lw=2)
+    for row, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
+        ax.plot([column - 0.5] * 2, [row - 0.5, row + 0.5], color="red", ls="-", lw=2)

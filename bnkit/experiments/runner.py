@@ -1,0 +1,112 @@
+"""Runs an experiment seed by seed, and keeps what is finished.
+
+After each seed the whole file is written anew, so that a run that is stopped, in whatever way,
+loses at most the seed that it was at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from bnkit.experiments import load, results
+from bnkit.experiments.results import Result, Run
+
+bar = partial(tqdm, leave=False, dynamic_ncols=True)  # for the steps within a seed
+
+
+def run(
+    name: str,
+    preset: str = "quick",
+    *,
+    seeds: int | Iterable[int] | None = None,
+    path: Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    strategy: str = "none",
+    **changes: Any,
+) -> Result:
+    """Run an experiment with each of its seeds.
+
+    Args:
+        name: a key of ``bnkit.experiments.EXPERIMENTS``.
+        preset: a key of the experiment's ``PRESETS``.
+        seeds: how many (0, 1, 2, …), or which; as many as the config says when None.
+        path: file that is written after each seed; none when None.
+        resume: go on with the seeds that the file does not have.
+        command: what to type to run it again, for the provenance.
+        strategy: name of the distribution that is in force, for the provenance.
+        changes: fields of the experiment's ``Config`` that differ from the preset's.
+
+    Returns:
+        The result, with one record for each seed.
+
+    Raises:
+        ValueError: no such experiment, preset or field; a file that cannot be resumed.
+        FileExistsError: the file is there, and `resume` was not asked for.
+    """
+    experiment = load(name)
+    if preset not in experiment.PRESETS:
+        raise ValueError(f"{name} has no preset {preset!r}; it has {', '.join(experiment.PRESETS)}")
+    try:
+        config = replace(experiment.PRESETS[preset], **changes)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    wanted = list(range(seeds) if isinstance(seeds, int) else seeds or range(config.seeds))
+    if not wanted:
+        raise ValueError("seeds must name at least one, got none")
+
+    command = command or f"python -m bnkit.experiments run {name} --preset {preset}"
+    started = results.provenance(command, strategy)
+    result = Result(name, preset, results.plain(asdict(config)), started)
+    if path is not None and path.exists():
+        result = _resumed(result, path, resume)
+    for seed in tqdm(wanted, desc=f"{name}, {preset}", unit="seed"):
+        if seed not in result.seeds:
+            result = result.with_run(_run_seed(experiment, config, seed))
+            if path is not None:
+                result.save(path)
+    return result
+
+
+def _run_seed(experiment: Any, config: Any, seed: int) -> Run:
+    """One seed, begun as a fresh process begins."""
+    import keras
+
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    start = perf_counter()
+    record = results.plain(experiment.run_seed(config, seed))
+    return Run(seed, round(perf_counter() - start, 2), record)
+
+
+def _resumed(new: Result, path: Path, resume: bool) -> Result:
+    """What the file holds, if its seeds and those of the new result may stand in one file."""
+    if not resume:
+        raise FileExistsError(f"{path} is there already: resume it, delete it, or write elsewhere")
+    old = results.read(path)
+    for what, before, now in [
+        ("experiment", old.experiment, new.experiment),
+        ("preset", old.preset, new.preset),
+        *_pairs(old.config, new.config, without="seeds"),
+        *[
+            (key, old.provenance[key], new.provenance[key])
+            for key in ("device", "cores", "backend", "precision", "strategy", "versions")
+        ],
+    ]:
+        if before != now:
+            raise ValueError(
+                f"{path} cannot be resumed: its {what} is {before!r}, this run's is {now!r}"
+            )
+    return replace(old, config=new.config)
+
+
+def _pairs(old: dict[str, Any], new: dict[str, Any], without: str) -> list[tuple[str, Any, Any]]:
+    keys = sorted((old.keys() | new.keys()) - {without})
+    return [(key, old.get(key), new.get(key)) for key in keys]
