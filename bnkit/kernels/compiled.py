@@ -73,9 +73,8 @@ def affine(
     """Write ``scale (x - shift) + offset``, or ``factor (dy + scale (x - shift) + offset)``."""
     if not _taken(x, out, dy):
         return blocked.affine(x, shift, scale, offset, out, dy, factor, workers)
-    zeros = np.zeros_like(scale)
-    k = zeros if shift is None else shift.astype(scale.dtype)
-    constants = k, scale, zeros if offset is None else offset, factor
+    k = None if shift is None else shift.astype(scale.dtype)
+    constants = k, scale, np.zeros_like(scale) if offset is None else offset, factor
     channels, inner = x.shape[1:]
     if inner >= LANES:
         _share(partial(loops.map_planes, x, dy, out, *constants), channels, workers)

@@ -113,30 +113,27 @@ def sum_columns(x, dy, k, some, start, stop):  # type: ignore[no-untyped-def]
 
 @compiled
 def sum_planes(x, dy, k, some, start, stop):  # type: ignore[no-untyped-def]
-    """The same over the planes of these channels."""
-    result = np.empty((2, stop - start))
+    """The same over the planes of these channels, in the order in which they lie in memory."""
     outer, _, inner = x.shape
-    lanes = min(inner, 4 * LANES)
-    for c in range(start, stop):
-        total = np.zeros((2, 2, lanes))
-        few = np.zeros((2, lanes), k.dtype)
-        shift = np.full(lanes, k[c], k.dtype)
-        rows = 0
-        for o in range(outer):
-            for left in range(0, inner, lanes):
-                right = min(left + lanes, inner)
+    piece = some * LANES
+    together = max(1, piece // inner)  # short planes that are added up in the dtype of x
+    total = np.zeros((stop - start, 2, 2, LANES))
+    all_few = np.zeros((stop - start, 2, LANES), k.dtype)
+    for o in range(outer):
+        for c in range(start, stop):
+            few, sums = all_few[c - start], total[c - start]
+            for left in range(0, inner, piece):
+                right = min(left + piece, inner)
                 if dy is None:
-                    _add_square(x[o, c, left:right], shift, few[0], few[1])
+                    _add_squares(x[o, c, left:right], k[c], few[0], few[1])
                 else:
-                    _add_product(x[o, c, left:right], dy[o, c, left:right], shift, few[0], few[1])
-                rows += 1
-                if rows % some == 0 or (o == outer - 1 and right == inner):
-                    _add_exactly(few[0], total[0, 0], total[0, 1])
-                    _add_exactly(few[1], total[1, 0], total[1, 1])
+                    _add_products(x[o, c, left:right], dy[o, c, left:right], k[c], few[0], few[1])
+                if right < inner or (o + 1) % together == 0 or o == outer - 1:
+                    _add_exactly(few[0], sums[0, 0], sums[0, 1])
+                    _add_exactly(few[1], sums[1, 0], sums[1, 1])
                     few[:] = 0
-        result[:, c - start] = fold(np.ascontiguousarray(total[:, 0]).reshape(2, lanes, 1))[:, 0]
-        result[:, c - start] += fold(np.ascontiguousarray(total[:, 1]).reshape(2, lanes, 1))[:, 0]
-    return result
+    lanes = total.transpose(2, 1, 3, 0)  # the sum, and what it lost; then the two sums; lanes
+    return fold(lanes[0]) + fold(lanes[1])
 
 
 @compiled
@@ -165,6 +162,34 @@ def _add_product(x, dy, k, total, products):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def _add_squares(x, k, total, squares):  # type: ignore[no-untyped-def]
+    rows, rest = divmod(x.size, LANES)
+    for r in range(rows):
+        for j in range(LANES):
+            v = x[r * LANES + j] - k
+            total[j] += v
+            squares[j] += v * v
+    for j in range(rest):
+        v = x[rows * LANES + j] - k
+        total[j] += v
+        squares[j] += v * v
+
+
+@compiled
+def _add_products(x, dy, k, total, products):  # type: ignore[no-untyped-def]
+    rows, rest = divmod(x.size, LANES)
+    for r in range(rows):
+        for j in range(LANES):
+            g = dy[r * LANES + j]
+            total[j] += g
+            products[j] += g * (x[r * LANES + j] - k)
+    for j in range(rest):
+        g = dy[rows * LANES + j]
+        total[j] += g
+        products[j] += g * (x[rows * LANES + j] - k)
+
+
+@compiled
 def _add_exactly(few, total, error):  # type: ignore[no-untyped-def]
     for j in range(few.size):
         b = np.float64(few[j])
@@ -178,12 +203,9 @@ def _add_exactly(few, total, error):  # type: ignore[no-untyped-def]
 def map_columns(x, dy, out, k, s, t, f, start, stop):  # type: ignore[no-untyped-def]
     """Write ``s (x - k) + t``, or ``f (dy + s (x - k) + t)``, into these rows of out."""
     for r in range(start, stop):
-        if dy is None:
-            for j in range(x.shape[1]):
-                out[r, j] = s[j] * (x[r, j] - k[j]) + t[j]
-        else:
-            for j in range(x.shape[1]):
-                out[r, j] = f[j] * (dy[r, j] + s[j] * (x[r, j] - k[j]) + t[j])
+        for j in range(x.shape[1]):
+            v = s[j] * (x[r, j] if k is None else x[r, j] - k[j]) + t[j]
+            out[r, j] = v if dy is None else f[j] * (dy[r, j] + v)
 
 
 @compiled
@@ -191,9 +213,6 @@ def map_planes(x, dy, out, k, s, t, f, start, stop):  # type: ignore[no-untyped-
     """The same for the planes of these channels."""
     for o in range(x.shape[0]):
         for c in range(start, stop):
-            if dy is None:
-                for i in range(x.shape[2]):
-                    out[o, c, i] = s[c] * (x[o, c, i] - k[c]) + t[c]
-            else:
-                for i in range(x.shape[2]):
-                    out[o, c, i] = f[c] * (dy[o, c, i] + s[c] * (x[o, c, i] - k[c]) + t[c])
+            for i in range(x.shape[2]):
+                v = s[c] * (x[o, c, i] if k is None else x[o, c, i] - k[c]) + t[c]
+                out[o, c, i] = v if dy is None else f[c] * (dy[o, c, i] + v)
