@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS", "Result", "load", "question", "recorded", "run"]
 
 EXPERIMENTS = {
+    "depth": "bnkit.experiments.depth",
     "learning-rate": "bnkit.experiments.learning_rate",
 }
 
