@@ -28,6 +28,9 @@ __all__ = ["EXPERIMENTS", "Result", "load", "question", "recorded", "run"]
 EXPERIMENTS = {
     "depth": "bnkit.experiments.depth",
     "learning-rate": "bnkit.experiments.learning_rate",
+    "detached-statistics": "bnkit.experiments.detached_statistics",
+    "weight-norm": "bnkit.experiments.weight_norm",
+    "explosion": "bnkit.experiments.explosion",
 }
 
 _HOME_OF = {

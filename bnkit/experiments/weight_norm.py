@@ -1,0 +1,178 @@
+"""Weight norm and effective learning rate: what a scale-invariant weight does under SGD.
+
+Theory (van Laarhoven 2017) says: a weight in front of batch normalization is orthogonal to its
+gradient, so that plain SGD can only make it longer, by exactly what the steps add by Pythagoras;
+the longer it is, the less a step turns it. Weight decay holds the length where the two balance,
+and then each step turns the weight by an angle of sqrt(2 rate decay), whatever the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from bnkit.arguments import Array
+from bnkit.experiments.results import Result
+from bnkit.experiments.training import STEPS_PER_CALL, Trainer, draw_batches, fashion_mnist
+
+TITLE = "Weight norm and effective learning rate"
+QUESTION = "How do weights in front of batch normalization grow, and what does weight decay do?"
+PUBLISHED = "angle per step in balance: sqrt(2 rate decay) (Wan et al. 2021)"
+
+ENTRIES = ("radial", "square", "turn")
+
+
+class Ledger(keras.optimizers.SGD):  # type: ignore[misc]
+    r"""Plain SGD that keeps a book on each kernel: what moved its squared norm, and how it turned.
+
+    For a step :math:`W \leftarrow W - \eta G` it adds up, for each kernel,
+
+    * radial: :math:`-2 \eta \langle W, G \rangle`,
+    * square: :math:`\eta^2 \lVert G \rVert^2`; with the radial part, all that moves the square;
+    * turn: :math:`\eta^2 \lVert G_\perp \rVert^2 / \lVert W \rVert^2`, the squared angle.
+    """
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Open the book."""
+        super().build(variables)
+        self.book = [
+            self.add_variable((len(ENTRIES),), name=f"book_{k}") for k in range(len(variables))
+        ]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Note the step, and take it."""
+        along = ops.sum(variable * gradient)
+        size, square = ops.sum(ops.square(variable)), ops.sum(ops.square(gradient))
+        turn = (square - along**2 / (size + 1e-30)) / (size + 1e-30)
+        entry = ops.stack([-2 * along / learning_rate, square, turn]) * learning_rate**2
+        self.assign_add(self.book[self._get_variable_index(variable)], entry)
+        super().update_step(gradient, variable, learning_rate)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The net, the weight decays and how long it trains."""
+
+    rate: float = 0.5
+    decays: tuple[float, ...] = (0.0, 1e-3, 1e-2)
+    depth: int = 3
+    width: int = 100
+    batch_size: int = 60
+    steps: int = 10_000
+    seeds: int = 5
+
+
+PRESETS = {"quick": Config(steps=1000, seeds=3), "full": Config()}
+
+
+def variants(decays: Sequence[float]) -> dict[str, tuple[bool, float]]:
+    """Whether normalized, and the weight decay, for each variant by name."""
+    with_bn = {f"with BN, decay {decay:g}": (True, decay) for decay in decays}
+    return {**with_bn, "without BN, decay 0": (False, 0.0)}
+
+
+def make_model(batch_norm: bool, depth: int, width: int) -> Any:
+    """Dense → BatchNormalization → ReLU, over and over."""
+    layers = [keras.Input((784,))]
+    for _ in range(depth):
+        layers += [
+            keras.layers.Dense(width, use_bias=not batch_norm, kernel_initializer="he_normal")
+        ]
+        layers += [keras.layers.BatchNormalization()] if batch_norm else []
+        layers += [keras.layers.ReLU()]
+    return keras.Sequential([*layers, keras.layers.Dense(10)])
+
+
+def run_seed(config: Config, seed: int) -> dict[str, Any]:
+    """All variants, looked at after each hundred steps.
+
+    Returns:
+        For each variant "squared_norm", "radial", "square" and "turn" of the second hidden
+        layer's kernel (the first entry before the first step; the book's entries added up since),
+        the mean "loss" of each hundred steps, and the "test" accuracy at the end.
+    """
+    data = fashion_mnist(validation=0)
+    batches = draw_batches(len(data.x_train), config.batch_size, config.steps, seed)
+    parts = np.split(batches, range(STEPS_PER_CALL, len(batches), STEPS_PER_CALL))
+    record = {}
+    for name, (batch_norm, decay) in variants(config.decays).items():
+        keras.utils.set_random_seed(seed)
+        model = make_model(batch_norm, config.depth, config.width)
+        optimizer = Ledger(config.rate, weight_decay=decay or None)
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        trainer = Trainer(model, optimizer, data.x_train, data.y_train, jit=False)
+        kernel = [each for each in model.layers if isinstance(each, keras.layers.Dense)][1].kernel
+        seen = [look(optimizer, kernel)]
+        losses = []
+        for part in parts:
+            losses.append(trainer.train(part).mean())
+            seen.append(look(optimizer, kernel))
+        columns = dict(zip(("squared_norm", *ENTRIES), np.transpose(seen), strict=True))
+        test = trainer.accuracy(data.x_test, data.y_test)
+        record[name] = {**columns, "loss": losses, "test": test}
+    return record
+
+
+def look(optimizer: Ledger, kernel: Any) -> list[float]:
+    """The squared norm of a kernel, and its page of the book."""
+    page = optimizer.book[optimizer._get_variable_index(kernel)]
+    return [float(np.sum(kernel.numpy().astype(float) ** 2)), *page.numpy().tolist()]
+
+
+def steps_seen(result: Result) -> Array:
+    """After how many steps the net was looked at, the first time before the first step."""
+    return np.arange(0, result.config["steps"] + 1, STEPS_PER_CALL)
+
+
+def growth(result: Result, variant: str, entry: str) -> Array:
+    """What an entry of the book has added to the squared norm, relative to its start.
+
+    Shape (seeds, times).
+    """
+    return result.values(variant, entry) / result.values(variant, "squared_norm")[:, :1]
+
+
+def effective_rate(result: Result, variant: str) -> Array:
+    """Learning rate over squared norm of the weights, shape (seeds, times)."""
+    return result.config["rate"] / result.values(variant, "squared_norm")
+
+
+def angle(result: Result, variant: str) -> Array:
+    """Root mean square angle (radians) by which a step turns the weights, in each hundred steps.
+
+    Shape (seeds, times - 1).
+    """
+    return np.sqrt(np.diff(result.values(variant, "turn"), axis=1) / STEPS_PER_CALL)
+
+
+def balanced_angle(result: Result, decay: float) -> float:
+    """The angle per step where growth and decay balance: sqrt(2 rate decay)."""
+    return float(np.sqrt(2 * result.config["rate"] * decay))
+
+
+def plot(result: Result) -> Any:
+    """Squared norm, and angle per step beside what theory predicts, against steps."""
+    import matplotlib.pyplot as plt
+
+    from bnkit import plots
+
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8))
+    steps = steps_seen(result)
+    for index, (name, (batch_norm, decay)) in enumerate(variants(result.config["decays"]).items()):
+        norms = result.values(name, "squared_norm")
+        plots.band(axes[0], steps, norms / norms[:, :1], name, index)
+        plots.band(axes[1], steps[1:], angle(result, name), name, index)
+        if batch_norm and decay:
+            axes[1].axhline(
+                balanced_angle(result, decay), color=plots.COLORS[index], lw=1, ls=":", zorder=0
+            )
+    axes[0].set(yscale="log", xlabel="training steps", ylabel="‖W‖², from its start")
+    axes[1].set(yscale="log", xlabel="training steps", ylabel="angle per step (radians)")
+    axes[0].legend(fontsize=8)
+    axes[1].set_title("dotted: √(2 · rate · decay)")
+    return figure
