@@ -31,6 +31,9 @@ EXPERIMENTS = {
     "detached-statistics": "bnkit.experiments.detached_statistics",
     "weight-norm": "bnkit.experiments.weight_norm",
     "explosion": "bnkit.experiments.explosion",
+    "shift-and-smoothness": "bnkit.experiments.shift_and_smoothness",
+    "placement": "bnkit.experiments.placement",
+    "dropout": "bnkit.experiments.dropout",
 }
 
 _HOME_OF = {
