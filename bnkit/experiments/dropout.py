@@ -41,7 +41,7 @@ class Config:
     width: int = 200
     rate: float = 0.1
     batch_size: int = 60
-    steps: int = 2000
+    steps: int = 1500
     seeds: int = 5
 
 

@@ -42,17 +42,17 @@ class Config:
 
     activations: tuple[str, ...] = ("relu", "sigmoid")
     variants: tuple[str, ...] = ("plain", "bn", "noisy", "noisier")
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.1, 1.0)
     rate: float = 0.1  # where the nets are looked at; one of the rates
     depth: int = 8
     width: int = 100
     batch_size: int = 60
-    looks: tuple[int, ...] = (100, 300, 1000, 2000)  # steps
-    steps: int = 2500
+    looks: tuple[int, ...] = (100, 300, 1000)  # steps
+    steps: int = 1500
     noisy: tuple[float, float] = (0.5, 1.25)  # shift and stretch, see MovingTarget
     noisier: tuple[float, float] = (1.0, 2.0)
     images: int = 1000  # validation images, for the moments of the layers' inputs
-    batches: int = 5  # at each look, for what is seen of the gradients
+    batches: int = 4  # at each look, for what is seen of the gradients
     walk: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)  # how far along the gradient, in learning rates
     seeds: int = 5
 
