@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS", "Result", "load", "question", "recorded", "run"]
 
 EXPERIMENTS = {
-    "depth": "bnkit.experiments.depth",
+    "paper-figure": "bnkit.experiments.paper_figure",
     "learning-rate": "bnkit.experiments.learning_rate",
+    "depth": "bnkit.experiments.depth",
     "detached-statistics": "bnkit.experiments.detached_statistics",
     "weight-norm": "bnkit.experiments.weight_norm",
     "explosion": "bnkit.experiments.explosion",

@@ -264,6 +264,7 @@ def device() -> str:
     """The name of the GPUs that the backend sees, or else of the processor."""
     import keras
 
+    gpus: list[str] = []
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -275,7 +276,7 @@ def device() -> str:
         import jax
 
         gpus = [each.device_kind for each in jax.devices() if each.platform == "gpu"]
-    else:
+    elif keras.backend.backend() == "torch":
         import torch
 
         gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]

@@ -108,11 +108,25 @@ class Sweep:
 
     def predict(self, x: Array, *, training: bool = False, batch_size: int = 1000) -> Array:
         """The logits of each run, float32 of shape (runs, rows, classes)."""
-        return self._look(x, training, batch_size)[1]
+        return self.look(x, training=training, batch_size=batch_size)[1]
 
-    def last_inputs(self, x: Array, *, training: bool = False, batch_size: int = 1000) -> Array:
-        """What the activation of the last hidden layer gets, shape (runs, rows, units)."""
-        return self._look(x, training, batch_size)[0]
+    def look(
+        self, x: Array, *, training: bool = False, batch_size: int = 1000
+    ) -> tuple[Array, Array]:
+        """What the last activation gets, (runs, rows, units), and the logits of ``predict``.
+
+        The nets stay as they are, in training mode too.
+        """
+        import tensorflow as tf
+
+        moving = [*self.moving_means, *self.moving_variances]
+        kept = [each.numpy() for each in moving]
+        parts = [x[k : k + batch_size] for k in range(0, len(x), batch_size)]
+        seen = [self._forward(tf.constant(as_float(part)), training=training) for part in parts]
+        for each, value in zip(moving, kept, strict=True):
+            each.assign(value)
+        inputs, logits = (np.concatenate(each, axis=1) for each in zip(*seen, strict=True))
+        return inputs, logits
 
     def accuracy(self, x: Array, y: Array, **how: Any) -> Array:
         """The fraction of rows that each run gets right, shape (runs,)."""
@@ -199,19 +213,6 @@ class Sweep:
             for moving, now in [(self.moving_means[k], mean), (self.moving_variances[k], variance)]:
                 moving.assign(self.momentum * moving + (1 - self.momentum) * now)
         return (z - mean) * tf.math.rsqrt(variance + self.epsilon)
-
-    def _look(self, x: Array, training: bool, batch_size: int) -> tuple[Array, Array]:
-        """Last hidden input and logits, batch by batch; the moving statistics stay as they are."""
-        import tensorflow as tf
-
-        moving = [*self.moving_means, *self.moving_variances]
-        kept = [each.numpy() for each in moving]
-        parts = [x[k : k + batch_size] for k in range(0, len(x), batch_size)]
-        seen = [self._forward(tf.constant(as_float(part)), training=training) for part in parts]
-        for each, value in zip(moving, kept, strict=True):
-            each.assign(value)
-        inputs, logits = (np.concatenate(each, axis=1) for each in zip(*seen, strict=True))
-        return inputs, logits
 
 
 def he_stddevs(sizes: Sequence[int], scales: ArrayLike) -> Array:
