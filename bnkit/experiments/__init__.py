@@ -35,6 +35,7 @@ EXPERIMENTS = {
     "shift-and-smoothness": "bnkit.experiments.shift_and_smoothness",
     "placement": "bnkit.experiments.placement",
     "dropout": "bnkit.experiments.dropout",
+    "whitening": "bnkit.experiments.whitening",
 }
 
 _HOME_OF = {
