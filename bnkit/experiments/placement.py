@@ -28,6 +28,7 @@ LABELS = {
     "before": "before the nonlinearity",
     "after": "after the nonlinearity",
     "input": "before the linear map",
+    "pixels": "before, and the pixels normalized",
     "scaled": "after, and made smaller at the end",
 }
 INITIAL_WEIGHTS = {"relu": "he_normal", "sigmoid": "glorot_uniform"}
@@ -41,7 +42,7 @@ class Config:
     """The net, the learning rates and how long each trains."""
 
     activations: tuple[str, ...] = ("relu", "sigmoid")
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    rates: tuple[float, ...] = (0.1, 1.0, 3.0, 10.0)
     depth: int = 5
     width: int = 100
     batch_size: int = 60
@@ -65,21 +66,24 @@ def block(placement: str, units: int, activation: str) -> list[Any]:
         kernel_initializer=INITIAL_WEIGHTS[activation],
     )
     nonlinearity = layers.Activation(activation)
+    normalization = layers.BatchNormalization()
     return {
-        "none": lambda: [linear, nonlinearity],
-        "before": lambda: [linear, layers.BatchNormalization(), nonlinearity],
-        "after": lambda: [linear, nonlinearity, layers.BatchNormalization()],
-        "input": lambda: [layers.BatchNormalization(), linear, nonlinearity],
-        "scaled": lambda: [linear, nonlinearity, layers.BatchNormalization()],
-    }[placement]()
+        "none": [linear, nonlinearity],
+        "before": [linear, normalization, nonlinearity],
+        "after": [linear, nonlinearity, normalization],
+        "input": [normalization, linear, nonlinearity],
+    }[placement]
 
 
 def make_model(placement: str, depth: int, units: int, activation: str) -> Any:
-    """So many blocks, and a linear layer that gives the logits."""
-    blocks = [each for _ in range(depth) for each in block(placement, units, activation)]
+    """So many blocks, and a linear layer that gives the logits; two of the places vary the ends."""
+    place = {"pixels": "before", "scaled": "after"}.get(placement, placement)
+    stack = [each for _ in range(depth) for each in block(place, units, activation)]
+    if placement == "pixels":
+        stack = [layers.BatchNormalization(), *stack]
     if placement == "scaled":
-        blocks += [layers.Rescaling(ROOT_MEAN_SQUARE[activation])]
-    return keras.Sequential([keras.Input((784,)), *blocks, layers.Dense(10)])
+        stack = [*stack, layers.Rescaling(ROOT_MEAN_SQUARE[activation])]
+    return keras.Sequential([keras.Input((784,)), *stack, layers.Dense(10)])
 
 
 @cache
