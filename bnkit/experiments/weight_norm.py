@@ -56,9 +56,10 @@ class Ledger(keras.optimizers.SGD):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Config:
-    """The net, the weight decays and how long it trains."""
+    """The net, its learning rate with and without BN, the decays and how long it trains."""
 
     rate: float = 0.5
+    plain_rate: float = 0.1  # 0.5 is too much for it
     decays: tuple[float, ...] = (0.0, 1e-3, 1e-2)
     depth: int = 3
     width: int = 100
@@ -103,7 +104,8 @@ def run_seed(config: Config, seed: int) -> dict[str, Any]:
     for name, (batch_norm, decay) in variants(config.decays).items():
         keras.utils.set_random_seed(seed)
         model = make_model(batch_norm, config.depth, config.width)
-        optimizer = Ledger(config.rate, weight_decay=decay or None)
+        rate = config.rate if batch_norm else config.plain_rate
+        optimizer = Ledger(rate, weight_decay=decay or None)
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
         trainer = Trainer(model, optimizer, data.x_train, data.y_train, jit=False)
         kernel = [each for each in model.layers if isinstance(each, keras.layers.Dense)][1].kernel
@@ -138,7 +140,7 @@ def growth(result: Result, variant: str, entry: str) -> Array:
 
 
 def effective_rate(result: Result, variant: str) -> Array:
-    """Learning rate over squared norm of the weights, shape (seeds, times)."""
+    """Learning rate over squared norm of the weights, shape (seeds, times); for nets with BN."""
     return result.config["rate"] / result.values(variant, "squared_norm")
 
 
@@ -173,6 +175,6 @@ def plot(result: Result) -> Any:
             )
     axes[0].set(yscale="log", xlabel="training steps", ylabel="‖W‖², from its start")
     axes[1].set(yscale="log", xlabel="training steps", ylabel="angle per step (radians)")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc=(0.5, 0.5))
     axes[1].set_title("dotted: √(2 · rate · decay)")
     return figure
