@@ -36,6 +36,8 @@ EXPERIMENTS = {
     "placement": "bnkit.experiments.placement",
     "dropout": "bnkit.experiments.dropout",
     "whitening": "bnkit.experiments.whitening",
+    "moving-statistics": "bnkit.experiments.moving_statistics",
+    "folding": "bnkit.experiments.folding",
 }
 
 _HOME_OF = {

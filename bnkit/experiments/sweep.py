@@ -37,7 +37,7 @@ class Sweep:
         batch_norm: normalize before each activation.
         seed: fixes the initial weights.
         classes: how many outputs there are.
-        momentum: what the moving statistics keep at each step.
+        momentum: what the moving statistics keep at each step; a number, or one for each run.
         epsilon: added to the variance.
         jit: let XLA compile the program.
 
@@ -63,7 +63,7 @@ class Sweep:
         batch_norm: bool = False,
         seed: int = 0,
         classes: int = 10,
-        momentum: float = 0.99,
+        momentum: ArrayLike = 0.99,
         epsilon: float = 1e-3,
         jit: bool = True,
     ) -> None:
@@ -71,7 +71,8 @@ class Sweep:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
             )
-        self.batch_norm, self.momentum, self.epsilon = batch_norm, momentum, epsilon
+        self.batch_norm, self.epsilon = batch_norm, epsilon
+        self.momentum = np.reshape(np.asarray(momentum, np.float32), (-1, 1, 1))
         self.rates = np.asarray(rates, np.float32)
         self.sizes = [x.shape[1], *widths, classes]
         layers = len(self.sizes) - 1
