@@ -1,0 +1,99 @@
+"""The convolutional nets of the experiments: equal layers in stages, plain or with shortcuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+Normalize = Callable[[], keras.layers.Layer]
+
+
+def batch_norm(momentum: float = 0.9) -> Normalize:
+    """Makes layers of batch normalization.
+
+    The moving statistics forget faster than by Keras's default of 0.99: over short trainings a
+    curve should show the net, not how far its averages lag behind it.
+    """
+    return lambda: keras.layers.BatchNormalization(momentum=momentum)
+
+
+def conv_net(
+    filters: tuple[int, ...],
+    layers: int,
+    normalize: Normalize | None = None,
+    *,
+    activation: str = "relu",
+    residual: bool = False,
+    head: tuple[keras.layers.Layer, ...] = (),
+    stem: tuple[keras.layers.Layer, ...] = (),
+) -> keras.Model:
+    """A convolutional net for images of 28 × 28: each stage halves the picture.
+
+    Convolutions are 3 × 3, each with normalization (or a bias) and an activation behind it; then
+    the mean over positions, and ten logits.
+
+    Args:
+        filters: channels of each stage.
+        layers: convolutions in all, the same number in each stage.
+        normalize: makes a layer of normalization; none when None.
+        activation: "relu" or "sigmoid".
+        residual: shortcuts around each two convolutions, as in ResNet.
+        head: layers before the last one, such as dropout.
+        stem: layers before the first one, such as distortions of the picture.
+
+    Raises:
+        ValueError: the convolutions cannot be shared out evenly.
+
+    Source: He et al. 2016, figure 2, for the shortcuts.
+
+    >>> conv_net((8, 16), layers=4).count_params()
+    4314
+    """
+    per_block = 2 if residual else 1
+    blocks, rest = divmod(layers, per_block * len(filters))
+    if rest or not blocks:
+        raise ValueError(
+            f"layers must be a multiple of {per_block * len(filters)}, for {len(filters)} stages "
+            f"of blocks of {per_block}; got {layers}"
+        )
+    block = residual_block if residual else unit
+    inputs = x = keras.Input((28, 28, 1))
+    for layer in stem:
+        x = layer(x)
+    for width in filters:
+        for k in range(blocks):
+            x = block(x, width, 2 if k == 0 else 1, normalize, activation)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    for layer in head:
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(10)(x))
+
+
+def unit(
+    x: Any, width: int, strides: int, normalize: Normalize | None, activation: str | None
+) -> Any:
+    """Convolution, normalization, activation; He's initial scale for ReLU, Glorot's otherwise."""
+    x = keras.layers.Conv2D(
+        width,
+        3,
+        strides=strides,
+        padding="same",
+        use_bias=normalize is None,
+        kernel_initializer="glorot_normal" if activation == "sigmoid" else "he_normal",
+    )(x)
+    if normalize is not None:
+        x = normalize()(x)
+    return x if activation is None else keras.layers.Activation(activation)(x)
+
+
+def residual_block(
+    x: Any, width: int, strides: int, normalize: Normalize | None, activation: str
+) -> Any:
+    """Two units and a shortcut around them; where the shape changes, a 1 × 1 convolution on it."""
+    y = unit(x, width, strides, normalize, activation)
+    y = unit(y, width, 1, normalize, None)
+    if strides > 1 or x.shape[-1] != width:
+        x = keras.layers.Conv2D(width, 1, strides=strides, use_bias=False)(x)
+    return keras.layers.Activation(activation)(keras.layers.add([x, y]))
