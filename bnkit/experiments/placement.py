@@ -149,5 +149,5 @@ def plot(result: Result) -> Any:
         ax.set(xscale="log", xlabel="learning rate", title=f"{activation} units", ylim=(0, 100))
         ax.xaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel("validation accuracy (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
