@@ -30,6 +30,21 @@ def test_equations_that_the_text_names_exist(page, pages):
     assert named <= known
 
 
+def anchor(title):
+    """What a link to a section of this title ends with."""
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+
+
+def test_links_to_sections_lead_to_a_heading(page, pages):
+    headings = {
+        each.path: {anchor(t) for t in re.findall(r"^#{1,2} (.+)$", each.prose, re.MULTILINE)}
+        for each in pages
+    }
+    links = re.findall(r"\]\(([^)\s:]*)#([^)\s]+)\)", page.prose)
+    here = [((page.path.parent / to).resolve() if to else page.path, name) for to, name in links]
+    assert [(to.name, name) for to, name in here if name not in headings.get(to, ())] == []
+
+
 def test_every_citation_stands_in_the_bibliography_and_every_entry_is_cited(pages):
     cited = {
         key.strip()
