@@ -89,7 +89,7 @@ def _train(
     batches = draw_batches(len(data.x_train), config.batch_size, last, seed)
     seen: dict[str, list[Array]] = {"accuracy": [], "in_training_mode": [], "percentiles": []}
     units = []
-    steps = log_steps(last)
+    steps = observed_until(last)
     starts = [0, *steps[:-1]]
     name = f"{depth} layers, {LABELS['bn' if batch_norm else 'plain']}"
     for start, step in bar(list(zip(starts, steps, strict=True)), desc=name):
@@ -110,7 +110,12 @@ def _train(
 def observed(result: Result, depth: int) -> Array:
     """The steps at which nets of this depth were looked at."""
     config = result.config
-    return log_steps(config["steps"][config["depths"].index(depth)])
+    return observed_until(config["steps"][config["depths"].index(depth)])
+
+
+def observed_until(last: int) -> Array:
+    """The steps at which a net is looked at that makes so many; step 1,000 is one of them."""
+    return np.union1d(log_steps(last), min(WARM_UP, last))
 
 
 def accuracy(result: Result, depth: int, variant: str, rate: float, stddev: float) -> Array:
