@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import sys
@@ -78,7 +77,6 @@ def run(options: argparse.Namespace, command: str) -> int:
 
     from bnkit.experiments import runner
 
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each net it compiles
     if options.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
     folder = options.output or Path("_build", "experiments", options.preset)

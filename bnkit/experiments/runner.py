@@ -6,6 +6,7 @@ loses at most the seed that it was at.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from bnkit.experiments import load, results
 from bnkit.experiments.results import Result, Run
@@ -62,6 +63,7 @@ def run(
     if not wanted:
         raise ValueError("seeds must name at least one, got none")
 
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each net it compiles
     command = command or f"python -m bnkit.experiments run {name} --preset {preset}"
     started = results.provenance(command, strategy)
     result = Result(name, preset, results.plain(asdict(config)), started)
