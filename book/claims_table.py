@@ -1,4 +1,7 @@
-"""Write the table of all claims into chapter 10-settled/claims.md: ``make notebooks`` runs this.
+"""Write the table of all claims into chapter 10-settled/claims.md.
+
+``make notebooks`` runs this. With ``--check`` it writes nothing, and fails when the table is not
+what the chapters say or when a claim is settled nowhere.
 
 A claim is a quotation of one form (CONTRIBUTING.md, "How to add a claim"). The table names each
 with its verdict and a link to the section that it stands in, in the order of ``HOW_MANY``.
@@ -6,6 +9,7 @@ with its verdict and a link to the section that it stands in, in the order of ``
 
 import os
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,5 +107,16 @@ def page_with_table() -> str:
     return f"{before}{MARKS[0]}\n\n{table()}\n\n{MARKS[1]}{after}"
 
 
+def faults() -> list[str]:
+    """What keeps the page from being complete and in step."""
+    settled = {claim.name for claim in claims()}
+    found = [f"No chapter settles claim {name}." for name in KNOWN if name not in settled]
+    if PAGE.read_text(encoding="utf-8") != page_with_table():
+        found.append("The table of claims is not what the chapters say: run `make notebooks`.")
+    return found
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit("\n".join(faults()) or None)
     PAGE.write_text(page_with_table(), encoding="utf-8")
