@@ -12,7 +12,7 @@ CHAPTERS := $(sort $(shell find book -mindepth 2 -name '*.md'))
 export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup data book test bench notebooks check clean
+.PHONY: help setup data book test bench experiments notebooks check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -57,6 +57,13 @@ test: data check  ## run the checks and the whole test suite
 bench: $(INSTALLED)  ## hold speed and digits against other libraries, those that are installed
 	$(BIN)/python -m bnkit.bench --output _build/bench.json
 	$(BIN)/python -m bnkit.accuracy --output _build/accuracy.json
+
+PRESET ?= quick
+
+experiments: data  ## run every experiment that has not finished yet (PRESET=full for the long ones)
+	@for name in $$($(BIN)/python -m bnkit.experiments list | cut -d ' ' -f 1); do \
+	  $(BIN)/python -m bnkit.experiments run $$name --preset $(PRESET) --resume; \
+	done
 
 notebooks: $(INSTALLED)  ## write the .ipynb beside each chapter, for Colab
 	@url=$$(sed -n 's/^  url: "\(.*\)".*/\1/p' _config.yml); \
