@@ -65,7 +65,8 @@ experiments: data  ## run every experiment that has not finished yet (PRESET=ful
 	  $(BIN)/python -m bnkit.experiments run $$name --preset $(PRESET) --resume; \
 	done
 
-notebooks: $(INSTALLED)  ## write the .ipynb beside each chapter, for Colab
+notebooks: $(INSTALLED)  ## write the table of claims, and the .ipynb beside each chapter, for Colab
+	@$(BIN)/python book/claims_table.py
 	@url=$$(sed -n 's/^  url: "\(.*\)".*/\1/p' _config.yml); \
 	for page in $(CHAPTERS); do \
 	  sed "s|^REPOSITORY = \"\"|REPOSITORY = \"$$url\"|" "$$page" \
