@@ -46,7 +46,7 @@ class Config:
 
 PRESETS = {
     "quick": Config(
-        depths=(2, 8), activations=("sigmoid", "tanh"), rates=(0.1, 1.0), steps=300, seeds=3
+        depths=(2, 8), activations=("sigmoid",), rates=(0.1, 1.0), steps=300, seeds=3
     ),
     "full": Config(),
 }
