@@ -45,9 +45,7 @@ class Config:
 
 
 PRESETS = {
-    "quick": Config(
-        depths=(2, 8), activations=("sigmoid",), rates=(0.1, 1.0), steps=300, seeds=3
-    ),
+    "quick": Config(depths=(2, 8), activations=("sigmoid",), rates=(0.1, 1.0), steps=300, seeds=3),
     "full": Config(),
 }
 
