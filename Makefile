@@ -47,6 +47,8 @@ book: data  ## execute every chapter and build the book in _build/html
 	  exit 1; }
 	@! grep -rlE --include='*.html' 'alt="[^"]*_images/' _build/html || { \
 	  echo 'A figure of the pages above has no description (mystnb: image: alt:).'; exit 1; }
+	@$(BIN)/lychee --offline --include-fragments --quiet --no-progress --exclude-path _static \
+	  --root-dir "$$PWD/_build/html" '_build/html/**/*.html'
 	@touch _build/passed
 	@printf '\nThe book is ready. Open it in a browser:\n  _build/html/index.html\n'
 	@$(BIN)/python -c 'import pathlib; print(" ", pathlib.Path("_build/html/index.html").resolve().as_uri())'

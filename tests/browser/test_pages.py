@@ -1,0 +1,45 @@
+"""What holds of each page of the built book."""
+
+import re
+
+
+def test_page_asks_nothing_of_others(visited, site, name):
+    foreign = [url for url in visited(name).requests if not url.startswith((site, "data:"))]
+    assert foreign == []
+
+
+def test_page_finds_all_that_it_asks_for(visited, name):
+    assert visited(name).failures == []
+
+
+def test_console_stays_empty(visited, name):
+    assert visited(name).errors == []
+
+
+def test_page_is_accessible_at_each_width_in_each_theme(visited, name):
+    found = visited(name).violations
+    assert {where: what for where, what in found.items() if what} == {}
+
+
+def test_page_does_not_scroll_sideways(visited, name):
+    assert set(visited(name).sideways.values()) == {0}
+
+
+def test_page_describes_itself(folder, name):
+    text = (folder / name).read_text(encoding="utf-8")
+    (description,) = re.findall(r'<meta name="description" content="([^"]*)"', text)
+    assert 20 < len(description) < 400
+
+
+def test_equation_has_one_anchor_which_its_number_leads_to(folder, chapter):
+    text = (folder / chapter).read_text(encoding="utf-8")
+    anchors = re.findall(r'id="(equation-[\d-]+)"', text)
+    numbers = re.findall(r'<a class="eqno" href="#([^"]*)"', text)
+    assert anchors == numbers
+    assert len(set(anchors)) == len(anchors)
+
+
+def test_chapters_lead_back_and_all_but_the_last_lead_on(folder, chapters):
+    texts = [(folder / chapter).read_text(encoding="utf-8") for chapter in chapters]
+    assert all('class="left-prev"' in text for text in texts)
+    assert sum('class="right-next"' in text for text in texts) == len(texts) - 1
