@@ -7,6 +7,7 @@ Figures are SVG on a white ground of their own, so that they read in light and d
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
@@ -168,6 +169,20 @@ def show_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> No
     display(
         HTML(f"<table class='table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     )
+
+
+def show_explorable(name: str, data: dict[str, Any]) -> None:
+    """Show data in a figure that answers to the reader's hand, in the book online.
+
+    Args:
+        name: which of the figures of ``book/assets/static/explorables``.
+        data: what it wants, as JSON can hold it.
+
+    >>> show_explorable("landscape", {"rates": [1], "scales": [1], "variants": []})
+    <IPython.core.display.HTML object>
+    """
+    content = json.dumps(data).replace("<", "\\u003c")  # nothing in it may end the element
+    display(HTML(f'<bn-{name}><script type="application/json">{content}</script></bn-{name}>'))
 
 
 def show_source(*objects: Callable[..., Any] | type) -> None:

@@ -1,12 +1,13 @@
 """What the book adds to Sphinx, so that its pages stand alone: a Sphinx extension."""
 
-from finish import accessibility, descriptions, equations, icons, mathematics
+from finish import accessibility, descriptions, equations, explorables, icons, mathematics
 
 
 def setup(app):
     mathematics.setup(app)
     equations.setup(app)
     descriptions.setup(app)
+    explorables.setup(app)
     icons.setup(app)
     accessibility.setup(app)
     return {"parallel_read_safe": False, "parallel_write_safe": False}
