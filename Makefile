@@ -12,7 +12,7 @@ CHAPTERS := $(sort $(shell find book -mindepth 2 -name '*.md'))
 export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup data book test bench experiments notebooks check clean
+.PHONY: help setup data book pdf test bench experiments notebooks check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -38,7 +38,7 @@ CODE = $(shell find bnkit requirements.txt -type f -not -path '*/__pycache__/*' 
 # style sheet anew unless it has pages to write.
 book: data  ## execute every chapter and build the book in _build/html
 	@[ -e _build/code-$(CODE) ] || { rm -rf _build; mkdir _build; touch _build/code-$(CODE); }
-	@[ -e _build/passed ] && [ -z "$$(find book/assets -newer _build/passed)" ] \
+	@[ -e _build/passed ] && [ -z "$$(find book/assets book/finish -newer _build/passed -not -name '*.pyc' -type f)" ] \
 	|| rm -rf _build/.doctrees
 	@rm -f _build/passed
 	@$(BIN)/jupyter-book build . -W --keep-going -n 2>&1 | tee _build/log || { \
@@ -52,6 +52,12 @@ book: data  ## execute every chapter and build the book in _build/html
 	@touch _build/passed
 	@printf '\nThe book is ready. Open it in a browser:\n  _build/html/index.html\n'
 	@$(BIN)/python -c 'import pathlib; print(" ", pathlib.Path("_build/html/index.html").resolve().as_uri())'
+
+pdf: book  ## print the whole book as _build/book.pdf, and pack the site as _build/book.zip
+	$(BIN)/jupyter-book build . --builder singlehtml >> _build/log
+	cp _build/singlehtml/book/index.html _build/singlehtml/book.html  # its links start from there
+	$(BIN)/python book/finish/pdf.py _build/singlehtml/book.html _build/book.pdf
+	$(BIN)/python -m zipfile -c _build/book.zip _build/html
 
 test: data check  ## run the checks and the whole test suite
 	$(BIN)/python -m pytest
@@ -84,4 +90,4 @@ check: $(INSTALLED)  ## check format, lint, types, spelling, and that chapters a
 
 clean:  ## drop everything that was built; keep .venv and the data
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find bnkit tests -name __pycache__ -prune -exec rm -rf {} +
+	find bnkit book tests -name __pycache__ -prune -exec rm -rf {} +
