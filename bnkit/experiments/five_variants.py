@@ -72,7 +72,7 @@ class Config:
 
 
 PRESETS = {
-    "quick": Config(layers=(4,), rates=(0.2, 0.4), steps=400, every=20, images=1000, seeds=3),
+    "quick": Config(layers=(4,), rates=(0.2, 0.4), steps=300, every=20, images=1000, seeds=3),
     "full": Config(),
 }
 
