@@ -12,7 +12,7 @@ from bnkit.keras.probes import cross_entropy
 
 @pytest.fixture(scope="module")
 def result():
-    return experiments.run("shift-and-smoothness", steps=350, batches=1, seeds=1)
+    return experiments.run("shift-and-smoothness", steps=400, batches=1, seeds=1)
 
 
 def test_noise_moves_the_inputs_more_than_training_does(result):
