@@ -175,7 +175,7 @@ def plot(result: Result) -> Any:
         ax.axhline(10, color=plots.GREY, ls=":", lw=1)
         ax.set(ylim=(0, 100), xlabel="hidden layers", xticks=depths)
     figure.axes[0].set_ylabel("test accuracy (%)")
-    figure.axes[-1].legend(loc="center right")
+    figure.axes[-1].legend(loc="lower left", bbox_to_anchor=(0, 0.1))
     return figure
 
 
