@@ -37,6 +37,7 @@ CODE = $(shell find bnkit requirements.txt -type f -not -path '*/__pycache__/*' 
 # remembers is kept only from a build that passed: a failed build fails again. Nor does it copy a
 # style sheet anew unless it has pages to write.
 book: data  ## execute every chapter and build the book in _build/html
+	@$(BIN)/python book/claims_table.py --check
 	@[ -e _build/code-$(CODE) ] || { rm -rf _build; mkdir _build; touch _build/code-$(CODE); }
 	@[ -e _build/passed ] && [ -z "$$(find book/assets book/finish -newer _build/passed -not -name '*.pyc' -type f)" ] \
 	|| rm -rf _build/.doctrees

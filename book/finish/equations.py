@@ -1,4 +1,4 @@
-"""Where the text names an equation, as in "by (2.3)", it becomes a link to it."""
+"""Where the text names an equation, as in "by (3.3)", it becomes a link to it."""
 
 import re
 
