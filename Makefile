@@ -28,9 +28,9 @@ $(INSTALLED): requirements.txt pyproject.toml
 data: $(INSTALLED)  ## make sure that Fashion-MNIST is at hand, checked, and fetch it if not
 	@$(BIN)/python -m bnkit.keras.data
 
-# Pages are executed anew when code that they call has changed: the cache of executed pages looks
-# at their own cells alone. The name of the stamp is a digest of that code.
-CODE = $(shell find bnkit requirements.txt -type f -not -path '*/__pycache__/*' \
+# Pages are executed anew when what they read or call has changed: the cache of executed pages looks
+# at their own cells alone. The name of the stamp is a digest of it.
+CODE = $(shell find bnkit book/results requirements.txt -type f -not -path '*/__pycache__/*' \
 	| LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c 1-16)
 
 # Sphinx reads a page once and then remembers it, without the warnings that it gave. So what it
