@@ -11,6 +11,7 @@ from pathlib import Path
 from bnkit.experiments import EXPERIMENTS, question
 
 DESCRIPTION = "Run the experiments of the book: batch normalization measured, on Fashion-MNIST."
+STRATEGIES = ["mirrored", "multi-worker", "jax"]
 EPILOG = """\
 examples:
   python -m bnkit.experiments list
@@ -24,6 +25,12 @@ bnkit.experiments.load(NAME).plot(result) draws the figure.
 
 A GPU is used where the backend finds one. KERAS_BACKEND=jax or torch chooses another backend of
 Keras; the fast training loop and the sweeps are TensorFlow's, elsewhere Keras's own loop runs.
+
+Several devices share each batch with --strategy, and batch normalization takes the statistics of
+all of it: mirrored is for the GPUs of one machine on TensorFlow, jax for those on JAX, multi-worker
+for several processes on TensorFlow, each started by the same command and with its own TF_CONFIG, of
+which the first writes the file. Five-variants, recipe and placement can be spread; the
+others say that they cannot, because they look at their nets in ways that need a single device.
 """
 
 
@@ -60,6 +67,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="compute in bfloat16, keep weights in float32: faster on recent GPUs only",
     )
+    run.add_argument(
+        "--strategy",
+        choices=["none", *STRATEGIES],
+        default="none",
+        help="share each batch among several devices (default: none); see the end of `--help`",
+    )
     return parser.parse_args(arguments)
 
 
@@ -89,14 +102,15 @@ def run(options: argparse.Namespace, command: str) -> int:
             path=path,
             resume=options.resume,
             command=command,
+            strategy=options.strategy,
         )
     except KeyboardInterrupt:
         kept = f"finished seeds are in {path}; go on with --resume" if path.exists() else "no seed"
         print(f"\nStopped: {kept}.", file=sys.stderr)
         return 130
-    print(
-        f"{path}: {len(result.runs)} seeds, {result.seconds:.0f} s on {result.provenance['device']}"
-    )
+    written = path if path.exists() else "left to the first worker"
+    device = result.provenance["device"]
+    print(f"{written}: {len(result.runs)} seeds, {result.seconds:.0f} s on {device}")
     return 0
 
 

@@ -27,6 +27,7 @@ from bnkit.experiments.training import Data, Trainer, draw_batches, fashion_mnis
 
 TITLE = "Five variants"
 QUESTION = "How many steps does batch normalization save, at higher and higher learning rates?"
+DISTRIBUTED = True  # `--strategy` works
 # Ioffe and Szegedy 2015, figure 3: millions of steps to 72.2 %, and the best accuracy in percent.
 PUBLISHED = {
     "plain": (31.0, 72.2),

@@ -21,6 +21,7 @@ from bnkit.experiments.training import Trainer, draw_batches, fashion_mnist
 
 TITLE = "Placement"
 QUESTION = "Where does it belong: before the nonlinearity, after it, or before the linear map?"
+DISTRIBUTED = True  # `--strategy` works
 PUBLISHED = None  # section 3.2 gives a reason, no numbers
 
 LABELS = {

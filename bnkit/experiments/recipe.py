@@ -22,6 +22,7 @@ from bnkit.experiments.training import Trainer, draw_batches, fashion_mnist, los
 
 TITLE = "The recipe"
 QUESTION = "Which of the changes that came with batch normalization matter to a small net?"
+DISTRIBUTED = True  # `--strategy` works
 PUBLISHED = None  # the paper does not take the changes apart
 
 TAKEN_BACK = {

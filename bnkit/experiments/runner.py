@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bnkit.experiments import load, results
+from bnkit.experiments import EXPERIMENTS, devices, load, results
 from bnkit.experiments.results import Result, Run
 
 bar = partial(tqdm, leave=False, dynamic_ncols=True)  # for the steps within a seed
@@ -39,17 +39,19 @@ def run(
         name: a key of ``bnkit.experiments.EXPERIMENTS``.
         preset: a key of the experiment's ``PRESETS``.
         seeds: how many (0, 1, 2, …), or which; as many as the config says when None.
-        path: file that is written after each seed; none when None.
+        path: file that is written after each seed; none when None. Of several workers, only the
+            first writes it.
         resume: go on with the seeds that the file does not have.
         command: what to type to run it again, for the provenance.
-        strategy: name of the distribution that is in force, for the provenance.
+        strategy: how to spread the batches over several devices, see ``bnkit.experiments.devices``.
         changes: fields of the experiment's ``Config`` that differ from the preset's.
 
     Returns:
         The result, with one record for each seed.
 
     Raises:
-        ValueError: no such experiment, preset or field; a file that cannot be resumed.
+        ValueError: no such experiment, preset or field; a file that cannot be resumed; a strategy
+            that there is not, or that the experiment cannot use.
         FileExistsError: the file is there, and `resume` was not asked for.
     """
     experiment = load(name)
@@ -65,26 +67,45 @@ def run(
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each net it compiles
     command = command or f"python -m bnkit.experiments run {name} --preset {preset}"
-    started = results.provenance(command, strategy)
+    if not devices.is_chief(strategy):
+        path = None
+    spread = _devices(experiment, name, strategy, resume)
+    started = results.provenance(command, spread.name)
     result = Result(name, preset, results.plain(asdict(config)), started)
     if path is not None and path.exists():
         result = _resumed(result, path, resume)
     for seed in tqdm(wanted, desc=f"{name}, {preset}", unit="seed"):
         if seed not in result.seeds:
-            result = result.with_run(_run_seed(experiment, config, seed))
+            result = result.with_run(_run_seed(experiment, config, seed, spread))
             if path is not None:
                 result.save(path)
     return result
 
 
-def _run_seed(experiment: Any, config: Any, seed: int) -> Run:
-    """One seed, begun as a fresh process begins."""
+def _devices(experiment: Any, name: str, strategy: str, resume: bool) -> devices.Devices:
+    """The devices of the strategy, if the experiment can be spread over them."""
+    if strategy != "none" and not getattr(experiment, "DISTRIBUTED", False):
+        able = [each for each in EXPERIMENTS if getattr(load(each), "DISTRIBUTED", False)]
+        raise ValueError(
+            f"{name} looks at its nets in ways that need a single device; strategy {strategy!r} "
+            f"works with: {', '.join(able)}"
+        )
+    if strategy == "multi-worker" and resume:
+        raise ValueError("resume does not work with multi-worker: only the first has the file")
+    return devices.find(strategy)
+
+
+def _run_seed(experiment: Any, config: Any, seed: int, spread: devices.Devices) -> Run:
+    """One seed, begun as a fresh process begins, but with the precision that was asked for."""
     import keras
 
-    keras.utils.clear_session()
+    precision = keras.config.dtype_policy()
+    keras.utils.clear_session()  # which forgets the precision, and in what scope it was called
+    keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
     start = perf_counter()
-    record = results.plain(experiment.run_seed(config, seed))
+    with spread.scope():
+        record = results.plain(experiment.run_seed(config, seed))
     return Run(seed, round(perf_counter() - start, 2), record)
 
 

@@ -4,6 +4,7 @@
 Python after every step would take longer than a small net's step. On Keras's other backends it
 takes Keras's own loop, step by step. ``fit`` is the plain path everywhere: the same steps through
 ``train_on_batch``. Both see the same batches, and a test holds their curves against each other.
+In the scope of several devices (``bnkit.experiments.devices``) ``Trainer`` shares each batch out.
 
 Images stay bytes, a quarter of the memory of float32: ``as_float`` makes them numbers from 0 to 1,
 in the step itself.
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bnkit.arguments import Array
+from bnkit.experiments.devices import split, synchronize
 from bnkit.keras import load_fashion_mnist
 from bnkit.keras.probes import cross_entropy, unchanged
 
@@ -233,25 +235,32 @@ def _tensorflow_steps(model: Any, optimizer: Any, x: Array, y: Array, loss: Any,
 
     x, y = tf.constant(x), tf.constant(y)
 
+    distribution = tf.distribute.get_strategy()  # of one device, unless a run asked for several
+    devices = distribution.num_replicas_in_sync
+    if devices > 1:
+        synchronize(model)
+
     def steps(batches: Any, count: Any) -> Any:
         losses = tf.TensorArray("float32", STEPS_PER_CALL)
         for k in tf.range(count):
-            rows = batches[k]
-            value, gradients = loss_and_gradients(model, loss, pixels(tf.gather(x, rows)), y, rows)
-            optimizer.apply(gradients)
-            losses = losses.write(k, value)
+            parts = distribution.run(step, (batches, k))
+            losses = losses.write(k, distribution.reduce("SUM", parts, axis=None))
         return losses.stack()
 
-    def loss_and_gradients(model: Any, loss: Any, inputs: Any, y: Any, rows: Any) -> Any:
+    def step(batches: Any, k: Any) -> Any:
+        """One device's step: its loss is divided by their number, the optimizer sums gradients."""
+        rows = batches[k]
         with tf.GradientTape() as tape:
-            logits = tf.cast(model(inputs, training=True), "float32")
-            value = loss(tf.gather(y, rows), logits) + sum(model.losses)
-        return value, tape.gradient(value, model.trainable_variables)
+            logits = tf.cast(model(pixels(tf.gather(x, rows)), training=True), "float32")
+            value = loss(tf.gather(y, rows), logits)  # Keras divides this one by itself
+            value += sum(model.losses) / devices
+        optimizer.apply(tape.gradient(value, model.trainable_variables))
+        return value
 
     def pixels(inputs: Any) -> Any:
         return tf.cast(inputs, "float32") / (255.0 if x.dtype == tf.uint8 else 1.0)
 
-    compiled = tf.function(steps, jit_compile=jit)
+    compiled = tf.function(steps, jit_compile=jit and devices == 1)
 
     def train(batches: Array) -> Array:
         """Calls of one shape, the last one filled up, so that it is compiled once."""
@@ -259,7 +268,8 @@ def _tensorflow_steps(model: Any, optimizer: Any, x: Array, y: Array, loss: Any,
         for start in range(0, len(batches), STEPS_PER_CALL):
             part = batches[start : start + STEPS_PER_CALL]
             padded = np.pad(part, [(0, STEPS_PER_CALL - len(part)), (0, 0)])
-            parts.append(compiled(tf.constant(padded), tf.constant(len(part))).numpy()[: len(part)])
+            losses = compiled(split(distribution, padded), tf.constant(len(part)))
+            parts.append(losses.numpy()[: len(part)])
         return np.concatenate(parts)
 
     return train

@@ -40,7 +40,8 @@ from types import SimpleNamespace
 
 __version__ = "3.15.1"
 backend = SimpleNamespace(backend=lambda: "numpy")
-config = SimpleNamespace(dtype_policy=lambda: SimpleNamespace(name="float32"))
+policy = SimpleNamespace(name="float32")
+config = SimpleNamespace(dtype_policy=lambda: policy, set_dtype_policy=lambda policy: None)
 utils = SimpleNamespace(clear_session=lambda: None, set_random_seed=lambda seed: None)
 """
 
