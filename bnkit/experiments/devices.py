@@ -2,7 +2,8 @@
 
 Whatever the strategy, a batch is cut into equal parts, one for each device, and the step is that of
 one device with the whole batch: the loss and its gradients are means over all rows, and batch
-normalization takes the moments of all of them. A test holds the weights against each other.
+normalization takes the moments of all of them. A test holds the weights against each other after a
+few steps; after many, rounding has grown, as it does when the rows of a batch change places.
 
 ``mirrored`` and ``multi-worker`` are TensorFlow's MirroredStrategy (the devices of one machine) and
 MultiWorkerMirroredStrategy (several processes, named in TF_CONFIG); ``jax`` is Keras's
@@ -15,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import keras
@@ -74,7 +76,9 @@ def _of_jax() -> tuple[int, Any]:
     return len(keras.distribution.list_devices()), scope
 
 
+@cache
 def _of_tensorflow(strategy: str) -> tuple[int, Any]:
+    """One for all runs of a process: two of them would mistake each other's messages."""
     import tensorflow as tf
 
     if strategy == "mirrored":
