@@ -94,7 +94,7 @@ def table() -> str:
     tally = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
     lines = [f"{len(found)} claims: {tally}."]
     for letter, subject in SUBJECTS.items():
-        lines += ["", f"### {subject}", "", "| | Claim | Verdict | Chapter and section |"]
+        lines += ["", f"### {subject}", "", "| Number | Claim | Verdict | Chapter and section |"]
         lines += ["|---|---|---|---|"]
         lines += [claim.row() for claim in found if claim.name[0] == letter]
     return "\n".join(lines)

