@@ -157,18 +157,18 @@ STAND = {
 }
 
 
-@pytest.mark.parametrize("name", STAND)
-def test_figure_of_the_book_answers_on_a_server_and_in_a_folder(page, folder, name):
+@pytest.mark.parametrize("figure", STAND)
+def test_figure_of_the_book_answers_on_a_server_and_in_a_folder(page, folder, figure):
     for start in ("", f"{folder.as_uri()}/"):
-        page.goto(f"{start}book/{STAND[name]}.html")
-        figure = page.locator(f"bn-{name}")
-        before = figure.evaluate("figure => JSON.stringify(figure.values)")
-        figure.locator("[data-handle], input[type=range]").first.press("ArrowRight")
-        assert figure.evaluate("figure => JSON.stringify(figure.values)") != before
+        page.goto(f"{start}book/{STAND[figure]}.html")
+        element = page.locator(f"bn-{figure}")
+        before = element.evaluate("figure => JSON.stringify(figure.values)")
+        element.locator("[data-handle], input[type=range]").first.press("ArrowRight")
+        assert element.evaluate("figure => JSON.stringify(figure.values)") != before
 
 
-@pytest.mark.parametrize("name", STAND)
-def test_figure_of_the_book_has_a_picture_where_no_script_runs(folder, name):
-    text = (folder / "book" / f"{STAND[name]}.html").read_text(encoding="utf-8")
-    element = text.partition(f"<bn-{name}>")[2].partition(f"</bn-{name}>")[0]
+@pytest.mark.parametrize("figure", STAND)
+def test_figure_of_the_book_has_a_picture_where_no_script_runs(folder, figure):
+    text = (folder / "book" / f"{STAND[figure]}.html").read_text(encoding="utf-8")
+    element = text.partition(f"<bn-{figure}>")[2].partition(f"</bn-{figure}>")[0]
     assert '<div class="picture"><svg' in element
