@@ -157,13 +157,15 @@ def show_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> No
     """Display rows of numbers and words as a table.
 
     Args:
-        header: names of the columns.
+        header: names of the columns; "" for a column of names of rows.
         rows: one cell for each column.
 
     >>> show_table(["m", "v"], [[2, 0.5]])
     <IPython.core.display.HTML object>
     """
-    head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in header)
+    head = "".join(
+        f"<th scope='col'>{escape(str(name))}</th>" if name else "<td></td>" for name in header
+    )
     cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     display(

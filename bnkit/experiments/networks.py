@@ -49,7 +49,7 @@ def conv_net(
     Source: He et al. 2016, figure 2, for the shortcuts.
 
     >>> conv_net((8, 16), layers=4).count_params()
-    4314
+    4322
     """
     per_block = 2 if residual else 1
     blocks, rest = divmod(layers, per_block * len(filters))

@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 
+import matplotlib as mpl
 import pytest
 
 from bnkit import experiments
@@ -44,6 +45,14 @@ policy = SimpleNamespace(name="float32")
 config = SimpleNamespace(dtype_policy=lambda: policy, set_dtype_policy=lambda policy: None)
 utils = SimpleNamespace(clear_session=lambda: None, set_random_seed=lambda seed: None)
 """
+
+
+@pytest.fixture(autouse=True)
+def matplotlib_as_it_comes():
+    """Titles stand where matplotlib puts them, whatever style an earlier test has set."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
 
 
 @pytest.fixture
