@@ -1,6 +1,14 @@
 """What the book adds to Sphinx, so that its pages stand alone: a Sphinx extension."""
 
-from finish import accessibility, descriptions, equations, explorables, icons, mathematics
+from finish import (
+    accessibility,
+    descriptions,
+    equations,
+    explorables,
+    icons,
+    mathematics,
+    publishing,
+)
 
 
 def setup(app):
@@ -10,4 +18,5 @@ def setup(app):
     explorables.setup(app)
     icons.setup(app)
     accessibility.setup(app)
+    publishing.setup(app)
     return {"parallel_read_safe": False, "parallel_write_safe": False}
