@@ -1,5 +1,6 @@
 """With a repository named, a page leads to its notebook and to its source."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def html(tmp_path_factory):
     for suffix in (".md", ".ipynb"):
         shutil.copy(ROOT / (CHAPTER + suffix), folder / (CHAPTER + suffix))
     config = folder / "_config.yml"
-    config.write_text(config.read_text().replace('  url: ""', f'  url: "{URL}"'))
+    text = re.sub(r'^  url: ".*"', f'  url: "{URL}"', config.read_text(), flags=re.MULTILINE)
+    config.write_text(re.sub(r"^  branch: .*", "  branch: main", text, flags=re.MULTILINE))
     (folder / "_toc.yml").write_text(
         f"format: jb-book\nroot: book/index\nchapters:\n- file: {CHAPTER}\n"
     )
