@@ -2,8 +2,9 @@
 
 A block is contiguous. Where the inner axis is short, it is read as rows of ``width`` values, a
 whole number of samples, and constants are laid out along such a row: NumPy's inner loops are then
-long, and 97 ps a value take the place of 145 to 198. Where the inner axis is long, a block is a
-piece of some planes, and each plane has its constant.
+long (60 rows of 100 values times a row of constants take twice as long as the product of two such
+arrays). Where the inner axis is long, a block is a piece of some planes, and each plane has its
+constant.
 """
 
 from __future__ import annotations
