@@ -166,11 +166,18 @@ def show_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> No
     head = "".join(
         f"<th scope='col'>{escape(str(name))}</th>" if name else "<td></td>" for name in header
     )
-    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    cells = ("".join(map(_cell, row)) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     display(
         HTML(f"<table class='table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     )
+
+
+def _cell(content: object) -> str:
+    """HTML of a cell; a number or a date is not broken at its hyphen, as in 1e-16."""
+    text = escape(str(content))
+    whole = text[:1].isdigit() and " " not in text
+    return f"<td class='text-nowrap'>{text}</td>" if whole else f"<td>{text}</td>"
 
 
 def show_explorable(name: str, data: dict[str, Any]) -> None:
