@@ -174,19 +174,19 @@ def plot(result: Result) -> Any:
 
     from bnkit import plots
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.8))
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.2, 6.4), sharex=True)
     sizes = result.config["batch_sizes"]
     for k, kind in enumerate(result.config["normalizations"]):
-        plots.band(left, sizes, 100 * accuracy(result, kind), LABELS[kind], k)
+        plots.band(upper, sizes, 100 * accuracy(result, kind), LABELS[kind], k)
         if kind in ("batch", "renorm"):  # the others do the same in both modes
-            plots.band(right, sizes, 100 * gap(result, kind), LABELS[kind], k)
-    right.axhline(0, color=plots.GREY, lw=1, ls=":")
-    for ax in (left, right):
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(sizes, sizes)
-        ax.set_xlabel("batch size")
-    left.set(ylabel="test accuracy (%)", title="inference mode")
-    right.set(ylabel="points of accuracy", title="training mode less inference mode")
-    left.legend(loc="lower right")
-    plots.label_lines(right)
+            plots.band(lower, sizes, 100 * gap(result, kind), LABELS[kind], k)
+    lower.axhline(0, color=plots.GREY, lw=1, ls=":")
+    lower.set_xscale("log", base=2)
+    lower.set_xticks(sizes, sizes)
+    lower.set(
+        xlabel="batch size", ylabel="points of accuracy", title="Training mode less inference mode"
+    )
+    upper.set(ylabel="test accuracy (%)", title="Inference mode")
+    for ax in (upper, lower):
+        plots.label_lines(ax, gap=0.085)
     return figure

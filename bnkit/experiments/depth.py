@@ -173,9 +173,8 @@ def plot(result: Result) -> Any:
             runs = 100 * accuracy(result, activation, variant)
             plots.band(ax, depths, runs, LABELS[variant], k)
         ax.axhline(10, color=plots.GREY, ls=":", lw=1)
-        ax.set(ylim=(0, 100), xlabel="hidden layers", xticks=depths)
-    figure.axes[0].set_ylabel("test accuracy (%)")
-    figure.axes[-1].legend(loc="lower left", bbox_to_anchor=(0, 0.1))
+        ax.set(ylim=(0, 100), xticks=[layers for layers in depths if layers > 1])
+    _name(figure, axes, "hidden layers", "test accuracy (%)")
     return figure
 
 
@@ -188,19 +187,31 @@ def plot_layers(result: Result, depth: int, quantity: str, label: str) -> Any:
         for k, variant in enumerate(VARIANTS):
             runs = by_layer(result, activation, variant, depth, quantity)
             plots.band(ax, range(1, depth + 1), runs, LABELS[variant], k)
-        ax.set(yscale="log", xlabel="layer, from the input")
-    figure.axes[0].set_ylabel(label)
-    figure.axes[-1].legend()
+        ax.set(yscale="log", xticks=[1, *range(5, depth + 1, 5)])
+    _name(figure, axes, "layer, from the input", label)
     return figure
 
 
 def _panels(result: Result) -> tuple[Any, dict[str, Any]]:
-    """A figure, and its panels by activation."""
+    """A figure with two panels a row, and its panels by activation."""
     import matplotlib.pyplot as plt
 
     names = result.config["activations"]
-    size = (3.1 * len(names) + 0.6, 3.4)
-    figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
-    for name, ax in zip(names, axes[0], strict=True):
-        ax.set_title(name)
-    return figure, dict(zip(names, axes[0], strict=True))
+    rows = (len(names) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(7.2, 2.9 * rows), sharey=True, squeeze=False)
+    panels = dict(zip(names, axes.flat, strict=False))
+    for unused in axes.flat[len(names) :]:
+        unused.remove()
+    for name, ax in panels.items():
+        ax.set_title(name.replace("relu", "ReLU"))
+    return figure, panels
+
+
+def _name(figure: Any, axes: dict[str, Any], xlabel: str, ylabel: str) -> None:
+    """Name the axes, and the curves where a fourth panel would stand."""
+    for number, ax in enumerate(axes.values()):
+        ax.set_xlabel(xlabel)
+        if number % 2 == 0:
+            ax.set_ylabel(ylabel)
+    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center", bbox_to_anchor=(0.77, 0.26), fontsize=12)

@@ -185,16 +185,22 @@ def plot(result: Result) -> Any:
 
     images, dropped = result.config["images"], result.config["dropped"]
     figure, axes = plt.subplots(
-        2, len(images), figsize=(9.4, 6), sharex=True, sharey="row", squeeze=False
+        len(images),
+        2,
+        figsize=(7.2, 0.8 + 2.5 * len(images)),
+        sharex=True,
+        sharey="col",
+        squeeze=False,
     )
-    for column, count in enumerate(images):
-        for row, (measure, factor) in enumerate((("accuracy", 100), ("loss", 1))):
+    for row, count in enumerate(images):
+        for ax, measure, factor in zip(axes[row], ("accuracy", "loss"), (100, 1), strict=True):
             for index, (variant, label) in enumerate(LABELS.items()):
-                values = factor * result.values(variant, measure)[:, column]
-                plots.band(axes[row, column], dropped, values, label, index)
-        axes[0, column].set_title(f"{count:,} training images")
-        axes[1, column].set_xlabel("fraction dropped")
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[1, 0].set_ylabel("test loss")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+                values = factor * result.values(variant, measure)[:, row]
+                plots.band(ax, dropped, values, label, index)
+            ax.set_title(f"{count:,} training images")
+        axes[row, 0].set_ylabel("test accuracy (%)")
+        axes[row, 1].set_ylabel("test loss")
+    for ax in axes[-1]:
+        ax.set_xlabel("fraction dropped")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
     return figure

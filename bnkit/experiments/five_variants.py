@@ -177,13 +177,13 @@ def plot(result: Result) -> Any:
 
     nets = result.config["layers"]
     figure, axes = plt.subplots(
-        1, len(nets), figsize=(4.2 * len(nets) + 1.4, 3.8), sharey=True, squeeze=False
+        len(nets), 1, figsize=(7.2, 3.2 * len(nets)), sharex=True, squeeze=False
     )
-    for ax, layers in zip(axes[0], nets, strict=True):
+    for ax, layers in zip(axes[:, 0], nets, strict=True):
         for k, (name, variant) in enumerate(VARIANTS.items()):
             runs = 100 * curves(result, layers, name)
             plots.band(ax, looked_at(result), runs, variant.label, k)
-        ax.set(ylim=(0, 100), xlabel="steps", title=f"{layers} convolutions")
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    plots.label_lines(axes[0, -1])
+        ax.set(ylim=(0, 100), ylabel="test accuracy (%)", title=f"{layers} convolutions")
+        plots.label_lines(ax, gap=0.085)
+    axes[-1, 0].set_xlabel("steps")
     return figure

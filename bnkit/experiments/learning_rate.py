@@ -97,21 +97,20 @@ def plot(result: Result) -> Any:
     """Two maps of the validation accuracy, median over seeds; a frame around what trains."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.6), sharey=True)
+    figure, axes = plt.subplots(2, 1, figsize=(7.2, 6.2), sharex=True)
     rates, scales = result.config["rates"], result.config["scales"]
     for ax, variant in zip(axes, VARIANTS, strict=True):
         median = 100 * np.median(result.values(variant, "validation"), axis=0)
-        image = ax.imshow(median, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
+        ax.imshow(median, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(median):
-            color = "black" if value > 50 else "white"
-            ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=9)
+            color = "#111111" if value > 50 else "#eeeeee"
+            ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
         _outline(ax, trained(result, variant).mean(axis=0) > 0.5)
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_yticks(range(len(scales)), [f"{scale:g}" for scale in scales])
         ax.grid(False)
-        ax.set(xlabel="learning rate", title=LABELS[variant])
-    axes[0].set_ylabel("initial scale (1: He)")
-    figure.colorbar(image, ax=axes, label="validation accuracy (%)")
+        ax.set(ylabel="initial scale (1: He)", title=f"{LABELS[variant]}: validation accuracy (%)")
+    axes[-1].set_xlabel("learning rate")
     return figure
 
 

@@ -142,13 +142,18 @@ def plot(result: Result) -> Any:
     from bnkit import plots
 
     activations = result.config["activations"]
-    figure, axes = plt.subplots(1, len(activations), figsize=(9.4, 3.8), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(activations), figsize=(7.2, 4.6), sharey=True, squeeze=False)
     for ax, activation in zip(axes[0], activations, strict=True):
         for index, (placement, label) in enumerate(LABELS.items()):
             accuracies = 100 * result.values(activation, placement, "validation")
             plots.band(ax, result.config["rates"], accuracies, label, index)
-        ax.set(xscale="log", xlabel="learning rate", title=f"{activation} units", ylim=(0, 100))
+        ax.set(
+            xscale="log",
+            xlabel="learning rate",
+            title=f"{activation} units".replace("relu", "ReLU"),
+            ylim=(0, 100),
+        )
         ax.xaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel("validation accuracy (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -140,7 +140,7 @@ def plot(result: Result) -> Any:
     from bnkit import plots
 
     names = [name for name in TAKEN_BACK if name != "none"][::-1]
-    figure, ax = plt.subplots(figsize=(7.6, 3.8))
+    figure, ax = plt.subplots(figsize=(7.2, 3.8))
     for k, name in enumerate(names):
         points = 100 * differences(result, name)
         ax.plot(points, [k] * len(points), "o", ms=5, mfc="none", color=plots.COLORS[0])

@@ -301,28 +301,34 @@ def loss_range(result: Result, activation: str, variant: str, step: int = 300) -
 
 
 def plot(result: Result) -> Any:
-    """A row for each activation: drift and gradient shift by layer, the loss along the gradient."""
+    """A column for each activation: drift and gradient shift by layer, the loss on the walk."""
     import matplotlib.pyplot as plt
 
     from bnkit import plots
 
     config = result.config
-    rows = len(config["activations"])
-    figure, axes = plt.subplots(rows, 3, figsize=(9.6, 3.2 * rows), sharex="col", squeeze=False)
+    columns = len(config["activations"])
+    figure, axes = plt.subplots(3, columns, figsize=(7.2, 8.6), sharex="row", squeeze=False)
     numbers = np.arange(2, config["depth"] + 2)
     walk = np.array([0, *config["walk"]])
     panels = [("drift", numbers), ("gradient_shift", numbers), ("walk_loss", walk)]
-    for row, activation in zip(axes, config["activations"], strict=True):
+    for column, activation in zip(axes.T, config["activations"], strict=True):
         for index, variant in enumerate(config["variants"]):
-            for ax, (name, x) in zip(row, panels, strict=True):
+            for ax, (name, x) in zip(column, panels, strict=True):
                 plots.band(
                     ax, x, at_look(result, activation, variant, name), LABELS[variant], index
                 )
-        row[0].set(yscale="log", ylabel=f"{activation} units\ndrift in {WINDOW} steps")
-        row[1].set(yscale="log", ylabel="shift of the gradient")
-        row[2].set(ylabel="loss of the batch")
-    axes[-1, 0].set_xlabel("layer")
-    axes[-1, 1].set_xlabel("layer")
-    axes[-1, 2].set_xlabel("way along the gradient\n(learning rates)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        for ax in column[:2]:
+            low, high = ax.dataLim.intervaly
+            ax.set_xlabel("layer")
+            if high > 100 * low:
+                ax.set_yscale("log")
+            else:
+                ax.set_ylim(bottom=0)
+        column[0].set_title(f"{activation} units".replace("relu", "ReLU"))
+        column[2].set_xlabel("way along the gradient\n(learning rates)")
+    ylabels = (f"drift in {WINDOW} steps", "shift of the gradient", "loss of the batch")
+    for ax, ylabel in zip(axes[:, 0], ylabels, strict=True):
+        ax.set_ylabel(ylabel)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
