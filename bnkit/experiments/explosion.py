@@ -138,7 +138,7 @@ def plot(result: Result) -> Any:
 
     from bnkit import plots
 
-    figure, ax = plt.subplots(figsize=(8.4, 4))
+    figure, ax = plt.subplots(figsize=(7.2, 3.9))
     size = int(np.argmax(result.config["batch_sizes"]))
     for index, variant in enumerate(VARIANTS):
         norms = result.values(variant)[:, size]
@@ -147,9 +147,9 @@ def plot(result: Result) -> Any:
     ax.set(
         yscale="log",
         xlim=(layers[-1], 1),
-        xlabel="layer, from the last to the first: the way of the gradient",
-        ylabel="gradient of the kernel, last layer = 1",
-        title=f"batch size {result.config['batch_sizes'][size]}",
+        xlabel="layer, from the last to the first: the way the gradient takes",
+        ylabel="relative to the last layer",
+        title=f"Length of the weights' gradient, batches of {result.config['batch_sizes'][size]}",
     )
     plots.label_lines(ax)
     return figure
