@@ -26,11 +26,12 @@ import numpy as np
 from bnkit.arguments import Array
 from bnkit.kernels import blocked, loops
 from bnkit.kernels.blocks import SMALL
-from bnkit.kernels.loops import CHUNK, LANES, few_backward
+from bnkit.kernels.loops import LANES, few_backward
 
 __all__ = ["FEW", "affine", "few_backward", "few_forward", "few_normalize", "sums"]
 
-ROWS = {4: 16, 8: 4}  # how many rows are added up in float32, and in float64
+ROWS = {4: 16, 8: 8}  # how many rows are added up in float32, and in float64
+WIDTH = 1024  # columns of a row that short samples are read as
 FEW = SMALL  # elements that are computed in float64 throughout, in one call
 
 
@@ -94,7 +95,7 @@ def _taken(*arrays: Array | None) -> bool:
 def _as_columns(x: Array, *others: Array | None) -> Iterator[tuple[int, list[Any]]]:
     """View arrays as rows, of several samples where one is short; what is left over comes last."""
     row = x[0].size
-    columns = max(1, min(CHUNK // row, len(x))) * row
+    columns = max(1, min(WIDTH // row, len(x))) * row
     whole = x.size // columns * columns
     for part, width in (np.s_[:whole], columns), (np.s_[whole:], row):
         arrays = [a if a is None else a.reshape(-1)[part].reshape(-1, width) for a in (x, *others)]
