@@ -158,12 +158,15 @@ def plot(result: Result) -> Any:
 
     from bnkit import plots
 
-    figure, axes = plt.subplots(1, len(NETS), figsize=(9.4, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, len(NETS), figsize=(7.2, 4.2), sharey=True)
     for ax, (net, name) in zip(axes, NETS.items(), strict=True):
         for index, (kind, label) in enumerate(KINDS.items()):
             if kind in result.config["kinds"]:
                 plots.band(ax, steps(result), result.values(net, kind, "loss"), label, index)
         ax.set(title=name, xlabel="training steps", xscale="log", yscale="log")
+        for axis, values in ((ax.xaxis, (10, 100, 1000)), (ax.yaxis, (0.1, 0.2, 0.5, 1, 2))):
+            axis.set_ticks(values, [f"{value:g}" for value in values])
+            axis.set_minor_formatter("")
     axes[0].set_ylabel("training loss")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

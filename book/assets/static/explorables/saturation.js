@@ -45,7 +45,7 @@
     const counts = new Array(bins).fill(0);
     for (const value of values) {
       const bin = Math.floor((value - low) / (high - low) * bins);
-      counts[Math.max(0, Math.min(bins - 1, bin))] += 1 / values.length;
+      if (bin >= 0 && bin < bins) counts[bin] += 1 / values.length;
     }
     return counts;
   };
