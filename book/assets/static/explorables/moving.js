@@ -43,7 +43,8 @@
         label(50, 270, "0", "small"), label(600, 270, `${steps} steps`, "small end"),
         label(50, 20, "line: one run; dashes: on average; band: ± 2 std")),
       says: `After ${steps} steps ${text(100 * kept, 1)} % of the initial value is left; ` +
-        `noise of the moving mean: ${text(noise[steps], 3)}.`,
+        `the noise is ${text(noise[steps], 3)}. ` +
+        `Together an error of ${text(Math.hypot(MEAN * kept, noise[steps]), 3)}.`,
       values: { momentum: p, kept, expected: expected[steps], noise: noise[steps],
         moving: moving[steps], batches: NOISE.slice(0, steps).map((each) =>
           MEAN + state.sigma / Math.sqrt(state.size) * each) },
@@ -54,7 +55,7 @@
     controls: [
       { id: "which", label: "momentum", min: 0, max: MOMENTA.length - 1, step: 1, value: 3,
         format: (which) => MOMENTA[which] },
-      { id: "steps", label: "steps", min: 10, max: 1000, step: 10, value: 200 },
+      { id: "steps", label: "steps", min: 10, max: 1000, step: 10, value: 100 },
       { id: "size", label: "batch size", min: 1, max: 256, step: 1, value: 16 },
       { id: "sigma", label: "std of the data", min: 0, max: 4, step: 0.1, value: 2, format: text },
     ],
