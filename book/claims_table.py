@@ -90,7 +90,15 @@ def claims() -> list[Claim]:
 def verdicts() -> str:
     """The verdicts as a cell of code, from which the page draws its figure."""
     lines = [f'    "{claim.name}": "{claim.verdict}",' for claim in claims()]
-    cell = ["```{code-cell} ipython3", ":tags: [remove-cell]", "", "VERDICTS = {", *lines, "}", "```"]
+    cell = [
+        "```{code-cell} ipython3",
+        ":tags: [remove-cell]",
+        "",
+        "VERDICTS = {",
+        *lines,
+        "}",
+        "```",
+    ]
     return "\n".join(cell)
 
 
