@@ -40,6 +40,10 @@ def test_colab_opens_the_notebook(html):
     assert f"colab.research.google.com/github/owner/name/blob/main/{CHAPTER}.ipynb" in html
 
 
+def test_binder_opens_the_notebook(html):
+    assert f"mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/{CHAPTER}.ipynb" in html
+
+
 def test_edit_leads_to_the_source(html):
     assert f"{URL}/edit/main/{CHAPTER}.md" in html
 

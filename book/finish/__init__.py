@@ -2,9 +2,11 @@
 
 from finish import (
     accessibility,
+    claims,
     descriptions,
     equations,
     explorables,
+    figures,
     icons,
     mathematics,
     publishing,
@@ -17,6 +19,8 @@ def setup(app):
     descriptions.setup(app)
     explorables.setup(app)
     icons.setup(app)
+    figures.setup(app)
+    claims.setup(app)
     accessibility.setup(app)
     publishing.setup(app)
     return {"parallel_read_safe": False, "parallel_write_safe": False}
