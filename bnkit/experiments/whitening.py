@@ -155,6 +155,7 @@ def _first_step(result: Result, reached: Array) -> float:
 def plot(result: Result) -> Any:
     """Training loss against steps for each kind of input, one panel a net."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     from bnkit import plots
 
@@ -164,8 +165,9 @@ def plot(result: Result) -> Any:
             if kind in result.config["kinds"]:
                 plots.band(ax, steps(result), result.values(net, kind, "loss"), label, index)
         ax.set(title=name, xlabel="training steps", xscale="log", yscale="log")
-        for axis, values in ((ax.xaxis, (10, 100, 1000)), (ax.yaxis, (0.1, 0.2, 0.5, 1, 2))):
-            axis.set_ticks(values, [f"{value:g}" for value in values])
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
     axes[0].set_ylabel("training loss")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
