@@ -10,6 +10,7 @@ from finish import (
     icons,
     mathematics,
     publishing,
+    scripts,
 )
 
 
@@ -22,5 +23,6 @@ def setup(app):
     figures.setup(app)
     claims.setup(app)
     accessibility.setup(app)
+    scripts.setup(app)
     publishing.setup(app)
     return {"parallel_read_safe": False, "parallel_write_safe": False}
