@@ -189,14 +189,13 @@ def batch_norm_backward(
     dy = check_like("dy", dy, x)
     out = check_out(out, x)
     check_apart(out, x)
-    inv_std = _inv_std(variance, cache.epsilon)
     fast = None
     if cache.mask is None:
-        fast = kernels.backward(dy, x, axis, mean, variance, inv_std, gamma, out)
+        fast = kernels.backward(dy, x, axis, mean, variance, gamma, cache.epsilon, out)
     if fast is not None:
         dx, dgamma, dbeta = fast
     else:
-        dy = _as_gradient("dy", dy, x)
+        dy, inv_std = _as_gradient("dy", dy, x), _inv_std(variance, cache.epsilon)
         x_hat = _normalize(x, mean, inv_std, axis)
         dgamma, dbeta = _channel_dot(dy, x_hat, axis), _channel_sum(dy, axis)
         dx = _project(dy, x_hat, dgamma, dbeta, cache)

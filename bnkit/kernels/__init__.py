@@ -20,17 +20,12 @@ import numpy as np
 
 from bnkit.arguments import Array, aligned, compute_dtype, output_dtype
 from bnkit.kernels.blocks import SMALL
+from bnkit.kernels.digits import FLOAT32, FLOAT64, LIMIT, all_settled, moderate, settled
 
 BACKENDS = {"numpy": "bnkit.kernels.blocked", "numba": "bnkit.kernels.compiled"}
 PARALLEL = 1 << 20  # elements from which on another thread is worth its start
 
-FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 TAKEN = {np.dtype(np.float16), FLOAT32, FLOAT64}
-
-# An unshifted sum of squares, or product with x, loses digits once the mean is large against the
-# spread. Up to this ratio of mean² to variance the loss is below the rounding of the result.
-LIMIT = {FLOAT32: 4.0, FLOAT64: 0.25}
-SMALLEST = {FLOAT32: 1e-30, FLOAT64: 1e-290}  # below it, squares may have underflowed
 
 
 def set_backend(name: str) -> None:
@@ -79,8 +74,8 @@ def forward(
     """y, mean and variance of a small array at once: a call costs more there than arithmetic."""
     if not _is_few(x, axis):
         return None
-    y, mean, variance = _backend.few_forward(_rows(x), gamma, beta, epsilon)
-    return _place(y.reshape(x.shape), out), mean, variance
+    found = _backend.few_forward(_rows(x), gamma, beta, epsilon)
+    return found and (_place(found[0].reshape(x.shape), out), *found[1:])
 
 
 def moments(x: Array, axis: int) -> tuple[Array, Array] | None:
@@ -91,23 +86,23 @@ def moments(x: Array, axis: int) -> tuple[Array, Array] | None:
     the mean that was found, and a third does so in float64. A channel that is settled keeps
     its result, so that no channel changes the digits of another one.
     """
-    if _is_few(x, axis):
-        _, mean, variance = _backend.few_forward(_rows(x), None, None, None)
-        return mean, variance
+    few = _backend.few_forward(_rows(x), None, None, None) if _is_few(x, axis) else None
+    if few is not None:
+        return few[1:]
     folded, dtype = _fold(x, axis), compute_dtype(x.dtype)
     if folded is None:
         return None
     mean, variance, margin = _look(folded, None, dtype)
-    if margin[margin.argmin()] >= SMALLEST[dtype] and margin[margin.argmax()] < np.inf:
+    if all_settled(margin, dtype):
         return mean, variance
-    settled = _settled(margin, dtype) | _zero_channels(folded, variance)
+    done = settled(margin, dtype) | _zero_channels(folded, variance)
     for again in (dtype, FLOAT64):
-        if settled.all():
+        if done.all():
             break
-        shift = np.where(settled | ~np.isfinite(mean), 0, mean).astype(dtype).astype(again)
+        shift = np.where(done | ~np.isfinite(mean), 0, mean).astype(dtype).astype(again)
         centre, spread, margin = _look(folded, shift, again)
-        mean, variance = np.where(settled, mean, centre), np.where(settled, variance, spread)
-        settled |= _settled(margin, again)
+        mean, variance = np.where(done, mean, centre), np.where(done, variance, spread)
+        done |= settled(margin, again)
     return mean, np.maximum(variance, 0)
 
 
@@ -118,10 +113,6 @@ def _look(x: Array, shift: Array | None, dtype: np.dtype[Any]) -> tuple[Array, A
     variance = squares - square
     mean = offset if shift is None else offset + shift
     return mean, variance, LIMIT[dtype] * variance - square
-
-
-def _settled(margin: Array, dtype: np.dtype[Any]) -> Array:
-    return (margin >= SMALLEST[dtype]) & (margin < np.inf)
 
 
 def _zero_channels(x: Array, variance: Array) -> Array:
@@ -142,8 +133,9 @@ def normalize(
     out: Array | None,
 ) -> Array | None:
     """``scale (x - mean) + beta``, folded into ``scale (x - k) + t``."""
-    if _is_few(x, axis):
-        return _place(_backend.few_normalize(_rows(x), mean, scale, beta).reshape(x.shape), out)
+    few = _backend.few_normalize(_rows(x), mean, scale, beta) if _is_few(x, axis) else None
+    if few is not None:
+        return _place(few.reshape(x.shape), out)
     folded, y = _fold(x, axis), _result(x, x, out)
     if folded is None or y is None:
         return None
@@ -164,18 +156,20 @@ def backward(
     axis: int,
     mean: Array,
     variance: Array,
-    inv_std: Array,
     gamma: Array | None,
+    epsilon: float,
     out: Array | None,
 ) -> tuple[Array, Array, Array] | None:
     """dx, dgamma and dbeta, with ``dx = a (dy + b (x - mean) + c)`` folded as in ``normalize``."""
-    a = inv_std if gamma is None else gamma * inv_std
     if _is_few(x, axis) and _is_few(dy, axis):
-        dx, dgamma, dbeta = _backend.few_backward(_rows(dy), _rows(x), mean, inv_std, a)
-        return _place(dx.reshape(x.shape), out), dgamma, dbeta
+        found = _backend.few_backward(_rows(dy), _rows(x), mean, variance, gamma, epsilon)
+        if found is not None:
+            return _place(found[0].reshape(x.shape), out), *found[1:]
     folded, gradient, dx = _fold(x, axis), _fold(dy, axis), _result(x, dy, out)
     if folded is None or gradient is None or dx is None:
         return None
+    inv_std = np.reciprocal(np.sqrt(variance + epsilon))
+    a = inv_std if gamma is None else gamma * inv_std
     shift, offset = _shift(x, mean, variance)
     dbeta, dgamma = _sums(folded, gradient, shift, offset, variance, inv_std)
     count = -(x.size // x.shape[axis])
@@ -215,8 +209,8 @@ def _sums(
 
 
 def _is_few(x: Array, axis: int) -> bool:
-    """Whether float64 throughout costs less than to look where it is needed: small, in rows."""
-    if not 0 < x.size <= _backend.FEW or axis != x.ndim - 1 or x.shape[-1] < 4:
+    """Whether an array is small, in rows, and of a dtype that NumPy and numba compute in."""
+    if not 0 < x.size <= SMALL or axis != x.ndim - 1 or x.shape[-1] < 4:
         return False
     return (x.dtype == FLOAT32 or x.dtype == FLOAT64) and x.flags.c_contiguous
 
@@ -267,14 +261,7 @@ def _shift(x: Array, mean: Array, variance: Array) -> tuple[Array | None, Array]
 def _map_dtype(x: Array, *constants: Array) -> np.dtype[Any]:
     """Dtype to compute in: that of x, or float64 where float32 could not hold the constants."""
     dtype = compute_dtype(x.dtype)
-    return dtype if dtype == FLOAT64 or all(map(_moderate, constants)) else FLOAT64
-
-
-def _moderate(constants: Array) -> bool:
-    sizes = np.abs(constants)
-    if sizes[sizes.argmin()] > 1e-30 and sizes[sizes.argmax()] < 1e30:
-        return True
-    return not np.any((sizes > 1e30) | ((sizes < 1e-30) & (sizes > 0)))
+    return dtype if dtype == FLOAT64 or all(map(moderate, constants)) else FLOAT64
 
 
 def _workers(x: Array) -> int:

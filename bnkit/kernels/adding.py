@@ -16,8 +16,9 @@ from bnkit.arguments import Array
 
 FLOAT64 = np.dtype(np.float64)
 
-# How many rows BLAS adds up at a time: float64 is for those who count its digits.
-ROWS = {np.dtype(np.float32): 16, FLOAT64: 4}
+# How many rows BLAS adds up at a time, at most: float64 is for those who count its digits.
+ROWS = {np.dtype(np.float32): 16, FLOAT64: 8}
+LAST = 16  # how many sums it adds up in the end
 MOST = 256  # how many rows are added up in float32 in all
 STRETCH = {np.dtype(np.float32): 512, FLOAT64: 64}  # how many values of a plane, the same way
 
@@ -44,15 +45,21 @@ def add_rows(block: Array, summed: int = 1) -> Array:
     one number, as deviations from a large mean are. Sums of more than ``MOST`` rows are in float64.
     """
     rows, width = block.shape
-    some = ROWS[block.dtype]
-    if rows <= some:
+    if rows <= LAST:
         return ones(rows, block.dtype) @ block
+    some = _some(rows, ROWS[block.dtype])
     whole = rows // some * some
     partial = ones(some, block.dtype) @ block[:whole].reshape(-1, some, width)
-    if summed * some >= MOST and len(partial) > 1:
+    if summed * some >= MOST:
         partial = partial.astype(FLOAT64, copy=False)
     total = add_rows(partial, summed * some)
     return total if whole == rows else total + add_rows(block[whole:])
+
+
+@lru_cache(maxsize=64)
+def _some(rows: int, most: int) -> int:
+    """Return how many rows to add up at a time: so that none is left over, if that can be."""
+    return next((some for some in range(most, most // 2, -1) if rows % some == 0), most)
 
 
 @lru_cache(maxsize=64)

@@ -14,21 +14,20 @@ The shift k is 0 unless the data ask for more (see ``moments``). Arrays are C-co
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from bnkit.arguments import Array, aligned
-from bnkit.kernels.adding import add_planes, add_rows, ones
+from bnkit.kernels.adding import add_planes, add_rows
 from bnkit.kernels.blocks import SMALL, WIDTH, Block, Step, lay_out, plan, walk
+from bnkit.kernels.small import few_backward, few_forward, few_normalize
 
-FLOAT64 = np.dtype(np.float64)
+__all__ = ["affine", "few_backward", "few_forward", "few_normalize", "sums"]
 
 BLOCK = 1 << 19  # bytes to map at a time: what is read and written stays in the second-level cache
 SUMMED = 1 << 20  # bytes to sum at a time: more, since each block costs ten calls
 NARROW = 1 << 10  # elements of a row to be summed
-FEW = 1 << 13  # elements that are computed in float64 throughout
 PLANE = 64  # from this length on, the inner axis is summed by itself
 
 
@@ -79,51 +78,6 @@ def _small_sums(x: Array, dy: Array | None, shift: Array | None, dtype: np.dtype
     result = np.empty((2, x.shape[1]))
     result[0], result[1] = add_rows(a), add_rows(a * v)
     return result
-
-
-def few_forward(
-    x: Array, gamma: Array | None, beta: Array | None, epsilon: float | None
-) -> tuple[Array | None, Array, Array]:
-    """Return y (None where epsilon is), mean and variance, all computed in float64."""
-    v, m = x.astype(FLOAT64, copy=False), len(x)
-    # Values of float32 leave float64 digits to spare, in any order of addition.
-    add: Callable[[Array], Array] = add_rows if v is x else ones(m, FLOAT64).dot
-    mean = add(v) / m
-    v = np.subtract(v, mean, out=None if v is x else v)
-    squares = add(v * v) / m
-    if add is add_rows:  # what rounding took from the mean
-        rest = add(v) / m
-        mean += rest
-        squares -= rest * rest
-    if epsilon is None:
-        return None, mean, squares
-    scale = 1 / np.sqrt(squares + epsilon)
-    v *= scale if gamma is None else np.multiply(scale, gamma, out=scale)
-    if beta is not None:
-        v += beta
-    return v.astype(x.dtype, copy=False), mean, squares
-
-
-def few_normalize(x: Array, mean: Array, scale: Array, beta: Array | None) -> Array:
-    """``scale (x - mean) + beta`` in float64, as an array of the dtype of x."""
-    v = np.subtract(x, mean)
-    v *= scale
-    if beta is not None:
-        v += beta
-    return v.astype(x.dtype, copy=False)
-
-
-def few_backward(
-    dy: Array, x: Array, mean: Array, inv_std: Array, scale: Array
-) -> tuple[Array, Array, Array]:
-    """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
-    add, v, g = ones(len(x), FLOAT64).dot, np.subtract(x, mean), dy.astype(FLOAT64, copy=False)
-    dbeta, dgamma = add(g), add(g * v) * inv_std
-    v *= dgamma * inv_std / -len(x)
-    v += g
-    v -= dbeta / len(x)
-    v *= scale
-    return v.astype(x.dtype, copy=False), dgamma, dbeta
 
 
 def affine(

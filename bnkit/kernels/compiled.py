@@ -26,13 +26,10 @@ import numpy as np
 from bnkit.arguments import Array
 from bnkit.kernels import blocked, loops
 from bnkit.kernels.blocks import SMALL
-from bnkit.kernels.loops import LANES, few_backward
-
-__all__ = ["FEW", "affine", "few_backward", "few_forward", "few_normalize", "sums"]
+from bnkit.kernels.loops import LANES
 
 ROWS = {4: 16, 8: 8}  # how many rows are added up in float32, and in float64
 WIDTH = 1024  # columns of a row that short samples are read as
-FEW = SMALL  # elements that are computed in float64 throughout, in one call
 
 
 def sums(
@@ -140,6 +137,15 @@ def few_normalize(x: Array, mean: Array, scale: Array, beta: Array | None) -> Ar
         x, mean, scale, _constant(0.0, len(mean)) if beta is None else beta
     )
     return y
+
+
+def few_backward(
+    dy: Array, x: Array, mean: Array, variance: Array, gamma: Array | None, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
+    g = _constant(1.0, len(mean)) if gamma is None else gamma
+    result: tuple[Array, Array, Array] = loops.few_backward(dy, x, mean, variance, g, epsilon)
+    return result
 
 
 @lru_cache(maxsize=64)

@@ -52,17 +52,17 @@ def few_normalize(x, mean, scale, beta):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def few_backward(dy, x, mean, inv_std, scale):  # type: ignore[no-untyped-def]
+def few_backward(dy, x, mean, variance, gamma, epsilon):  # type: ignore[no-untyped-def]
     """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
     m, channels = x.shape
-    both = np.zeros((2, channels))
+    both, inv_std = np.zeros((2, channels)), 1 / np.sqrt(variance + epsilon)
     add_rows(x, dy, mean, both)
     dbeta, dgamma = both[0], both[1] * inv_std
-    b, c = dgamma * inv_std / m, dbeta / m
+    a, b, c = gamma * inv_std, dgamma * inv_std / m, dbeta / m
     dx = np.empty_like(x)
     for i in range(m):
         for j in range(channels):
-            dx[i, j] = scale[j] * (dy[i, j] - c[j] - b[j] * (x[i, j] - mean[j]))
+            dx[i, j] = a[j] * (dy[i, j] - c[j] - b[j] * (x[i, j] - mean[j]))
     return dx, dgamma, dbeta
 
 

@@ -164,7 +164,9 @@ def test_merged_moments_of_any_split_are_those_of_one_shot(backend, seed, sizes)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e38])
-@pytest.mark.parametrize(("shape", "axis"), [((50000, 6), -1), ((40, 6, 300), 1), ((60, 6), -1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((50000, 6), -1), ((40, 6, 300), 1), ((60, 6), -1), ((2000, 6), -1)]
+)
 def test_a_poisoned_channel_keeps_to_itself_to_the_last_bit(rng, backend, poison, shape, axis):
     x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
     ones = np.ones(6)
