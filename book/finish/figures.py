@@ -1,9 +1,11 @@
-"""Figures follow the theme: on a dark page their ground is clear and their letters are light.
+"""Figures follow the theme, and a page knows their size before they are there.
 
-A picture in a page has the page's colour scheme, and a style sheet within it can ask for that.
-Matplotlib writes its colours into each element; letters have none of their own and inherit one.
+On a dark page a figure's ground is dark and its letters are light: a picture has the colour scheme
+of its page, and a style sheet within it can ask for that. Matplotlib writes its colours into each
+element; letters have none of their own and inherit one.
 """
 
+import re
 from pathlib import Path
 
 DARK = """\
@@ -23,16 +25,30 @@ DARK = """\
 }
 """
 BEGIN = '<style type="text/css">'
+SIZE = re.compile(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"')
+SHOWN = re.compile(r'(src="[./]*_images/([^"]+\.svg)") ?/>')
+PIXELS = 4 / 3  # in a point
 
 
 def write(app, exception):
-    """Add the style for the dark to every figure."""
+    """Add the style for the dark to every figure, and its size to the pages that show it."""
     if exception or app.builder.format != "html":
         return
-    for figure in Path(app.outdir, "_images").glob("*.svg"):
-        drawing = figure.read_text(encoding="utf-8")
-        if DARK not in drawing:
-            figure.write_text(drawing.replace(BEGIN, BEGIN + DARK, 1), encoding="utf-8")
+    sizes = {figure.name: finished(figure) for figure in Path(app.outdir, "_images").glob("*.svg")}
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        sized = SHOWN.sub(lambda found: f"{found[1]} {sizes[found[2]]}/>", text)
+        if sized != text:
+            page.write_text(sized, encoding="utf-8")
+
+
+def finished(figure):
+    """Width and height of a figure, as attributes, once it has its style for the dark."""
+    drawing = figure.read_text(encoding="utf-8")
+    if DARK not in drawing:
+        figure.write_text(drawing.replace(BEGIN, BEGIN + DARK, 1), encoding="utf-8")
+    width, height = (round(PIXELS * float(side)) for side in SIZE.search(drawing).groups())
+    return f'width="{width}" height="{height}" '
 
 
 def setup(app):
