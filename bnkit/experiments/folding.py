@@ -138,7 +138,7 @@ def plot(result: Result) -> Any:
     from bnkit import plots
 
     config = result.config
-    figure, axes = plt.subplots(1, len(config["ways"]), figsize=(8.8, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, len(config["ways"]), figsize=(7.2, 3.4), sharey=True)
     for ax, way in zip(np.atleast_1d(axes), config["ways"], strict=True):
         for index, size in enumerate(config["batch_sizes"]):
             for place, net in enumerate(NETS):
@@ -147,7 +147,7 @@ def plot(result: Result) -> Any:
                 ax.plot([x] * len(ratios), ratios, "o", ms=4, alpha=0.5, color=color)
                 ax.plot([x - 0.1, x + 0.1], [np.median(ratios)] * 2, "-", color=color, label=label)
         ax.axhline(1, color=plots.GREY, lw=0.8)
-        ax.set_xticks(range(len(NETS)), NETS.values())
+        ax.set_xticks(range(len(NETS)), [name.replace(" ", "\n") for name in NETS.values()])
         ax.grid(axis="x", visible=False)
         ax.set(title={"graph": "TensorFlow's graph", "xla": "compiled by XLA"}[way], ylim=(0, None))
     np.atleast_1d(axes)[0].set_ylabel("time before / time after folding")

@@ -161,12 +161,12 @@ def plot(result: Result) -> Any:
     config = result.config
     names = {str(momentum): f"momentum {momentum}" for momentum in config["momenta"]}
     names |= {BATCH: "the test batch's own", PRECISE: "precise"}
-    figure, axes = plt.subplots(1, len(config["rates"]), figsize=(9.4, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, len(config["rates"]), figsize=(7.2, 4.2), sharey=True)
     for ax, rate in zip(np.atleast_1d(axes), config["rates"], strict=True):
         for index, (kind, name) in enumerate(names.items()):
             plots.band(ax, config["looks"], accuracy_of(result, rate, kind), name, index)
         ax.set(xscale="log", xlabel="training steps", title=f"learning rate {rate:g}")
     np.atleast_1d(axes)[0].set_ylabel("test accuracy (%)")
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
