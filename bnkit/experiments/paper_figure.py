@@ -148,16 +148,16 @@ def plot(result: Result, depth: int = 3) -> Any:
 
     rates, stddevs = result.config["rates"], result.config["stddevs"]
     figure, axes = plt.subplots(
-        len(stddevs),
         len(rates),
-        figsize=(0.8 + 3 * len(rates), 0.6 + 2.4 * len(stddevs)),
+        len(stddevs),
+        figsize=(7.2, 0.6 + 2.2 * len(rates)),
         sharex=True,
         sharey=True,
         squeeze=False,
     )
     steps = observed(result, depth)
     for (row, column), ax in np.ndenumerate(axes):
-        rate, stddev = rates[column], stddevs[row]
+        rate, stddev = rates[row], stddevs[column]
         for index, variant in enumerate(VARIANTS):
             curves = 100 * accuracy(result, depth, variant, rate, stddev)
             plots.band(ax, steps, curves, LABELS[variant], index)
@@ -168,5 +168,5 @@ def plot(result: Result, depth: int = 3) -> Any:
         ax.set_ylabel("test accuracy (%)")
     for ax in axes[-1]:
         ax.set_xlabel("training steps")
-    axes[0, -1].legend(loc="lower right")
+    axes[0, 0].legend(loc="lower right")
     return figure
