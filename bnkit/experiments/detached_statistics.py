@@ -156,15 +156,14 @@ def plot(result: Result, rate: float | None = None) -> Any:
 
     rates = result.config["rates"]
     k = len(rates) // 2 if rate is None else rates.index(rate)
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8))
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.2))
     for index, variant in enumerate(VARIANTS):
         for ax, quantity in zip(axes, ("bias", "loss"), strict=True):
             runs = result.values(variant, quantity)[:, k]
             steps = STEPS_PER_CALL * np.arange(1, runs.shape[1] + 1)
             alive = np.isfinite(runs).all(axis=0)
             plots.band(ax, steps[alive], runs[:, alive], variant, index)
-    axes[0].set(yscale="log", ylabel="largest bias", xlabel="training steps")
-    axes[1].set(ylabel="training loss", xlabel="training steps")
-    axes[0].set_title(f"learning rate {rates[k]:g}")
-    axes[0].legend(fontsize=8, loc="center right")
+    axes[0].set(yscale="log", title="Largest bias", xlabel="training steps")
+    axes[1].set(title=f"Training loss, rate {rates[k]:g}", xlabel="training steps")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

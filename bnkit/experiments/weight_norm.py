@@ -163,7 +163,7 @@ def plot(result: Result) -> Any:
 
     from bnkit import plots
 
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8))
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.2))
     steps = steps_seen(result)
     for index, (name, (batch_norm, decay)) in enumerate(variants(result.config["decays"]).items()):
         norms = result.values(name, "squared_norm")
@@ -173,8 +173,7 @@ def plot(result: Result) -> Any:
             axes[1].axhline(
                 balanced_angle(result, decay), color=plots.COLORS[index], lw=1, ls=":", zorder=0
             )
-    axes[0].set(yscale="log", xlabel="training steps", ylabel="‖W‖², from its start")
-    axes[1].set(yscale="log", xlabel="training steps", ylabel="angle per step (radians)")
-    axes[0].legend(fontsize=8, loc=(0.5, 0.5))
-    axes[1].set_title("dotted: √(2 · rate · decay)")
+    axes[0].set(yscale="log", xlabel="training steps", title="‖W‖², 1 at the start")
+    axes[1].set(yscale="log", xlabel="training steps", title="Angle per step (radians)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
