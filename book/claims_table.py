@@ -120,8 +120,9 @@ def page_with_table() -> str:
     page = PAGE.read_text(encoding="utf-8")
     for part, content in {"verdicts": verdicts(), "table": table()}.items():
         start, end = (mark.format(part=part) for mark in MARKS)
-        before, _, rest = page.partition(start)
-        page = f"{before}{start}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+        before, rest = page.split(start)  # each mark stands there once, or this is an error
+        _, after = rest.split(end)
+        page = f"{before}{start}\n\n{content}\n\n{end}{after}"
     return page
 
 
