@@ -2,13 +2,19 @@
 
 On a dark page a figure's ground is dark and its letters are light: a picture has the colour scheme
 of its page, and a style sheet within it can ask for that. Matplotlib writes its colours into each
-element; letters have none of their own and inherit one.
+element; letters have none of their own and inherit one. On white, the lighter colours of lines are
+too faint for letters.
 """
 
 import re
 from pathlib import Path
 
-DARK = """\
+STYLE = """\
+@media (prefers-color-scheme: light) {
+  g[id^="text"] > [style*="fill: #f89c20"] { fill: #a86000 !important }
+  g[id^="text"] > [style*="fill: #5790fc"] { fill: #2d6be0 !important }
+  g[id^="text"] > [style*="fill: #9c9ca1"] { fill: #6b6b6b !important }
+}
 @media (prefers-color-scheme: dark) {
   svg { fill: #dfe3e8 }
   g[id^="patch"] > path[style*="fill: #ffffff"] { fill: #121212 !important }
@@ -31,7 +37,7 @@ PIXELS = 4 / 3  # in a point
 
 
 def write(app, exception):
-    """Add the style for the dark to every figure, and its size to the pages that show it."""
+    """Add the style to every figure, and its size to the pages that show it."""
     if exception or app.builder.format != "html":
         return
     sizes = {figure.name: finished(figure) for figure in Path(app.outdir, "_images").glob("*.svg")}
@@ -43,10 +49,10 @@ def write(app, exception):
 
 
 def finished(figure):
-    """Width and height of a figure, as attributes, once it has its style for the dark."""
+    """Width and height of a figure, as attributes, once it has its style."""
     drawing = figure.read_text(encoding="utf-8")
-    if DARK not in drawing:
-        figure.write_text(drawing.replace(BEGIN, BEGIN + DARK, 1), encoding="utf-8")
+    if STYLE not in drawing:
+        figure.write_text(drawing.replace(BEGIN, BEGIN + STYLE, 1), encoding="utf-8")
     width, height = (round(PIXELS * float(side)) for side in SIZE.search(drawing).groups())
     return f'width="{width}" height="{height}" '
 
