@@ -72,7 +72,7 @@ def forward(
     out: Array | None,
 ) -> tuple[Array, Array, Array] | None:
     """y, mean and variance of a small array at once: a call costs more there than arithmetic."""
-    if not _is_few(x, axis):
+    if not _is_few(x, axis, out):
         return None
     found = _backend.few_forward(_rows(x), gamma, beta, epsilon)
     return found and (_place(found[0].reshape(x.shape), out), *found[1:])
@@ -133,7 +133,7 @@ def normalize(
     out: Array | None,
 ) -> Array | None:
     """``scale (x - mean) + beta``, folded into ``scale (x - k) + t``."""
-    few = _backend.few_normalize(_rows(x), mean, scale, beta) if _is_few(x, axis) else None
+    few = _backend.few_normalize(_rows(x), mean, scale, beta) if _is_few(x, axis, out) else None
     if few is not None:
         return _place(few.reshape(x.shape), out)
     folded, y = _fold(x, axis), _result(x, x, out)
@@ -161,7 +161,7 @@ def backward(
     out: Array | None,
 ) -> tuple[Array, Array, Array] | None:
     """dx, dgamma and dbeta, with ``dx = a (dy + b (x - mean) + c)`` folded as in ``normalize``."""
-    if _is_few(x, axis) and _is_few(dy, axis):
+    if _is_few(x, axis, out) and _is_few(dy, axis, out):
         found = _backend.few_backward(_rows(dy), _rows(x), mean, variance, gamma, epsilon)
         if found is not None:
             return _place(found[0].reshape(x.shape), out), *found[1:]
@@ -208,11 +208,12 @@ def _sums(
     return total, inv_std * (product - total * offset)
 
 
-def _is_few(x: Array, axis: int) -> bool:
-    """Whether an array is small, in rows, and of a dtype that NumPy and numba compute in."""
-    if not 0 < x.size <= SMALL or axis != x.ndim - 1 or x.shape[-1] < 4:
+def _is_few(x: Array, axis: int, out: Array | None = None) -> bool:
+    """Whether an array in rows is small enough to go straight through, by way of a copy to out."""
+    if not 0 < x.size <= (_backend.FEW if out is None else SMALL):
         return False
-    return (x.dtype == FLOAT32 or x.dtype == FLOAT64) and x.flags.c_contiguous
+    taken = x.dtype == FLOAT32 or x.dtype == FLOAT64
+    return taken and x.flags.c_contiguous and axis == x.ndim - 1 and x.shape[-1] >= 4
 
 
 def _rows(x: Array) -> Array:

@@ -3,9 +3,9 @@ r"""Batch normalization's passes over memory, in NumPy: blocks that stay in the 
 Per channel, forward is :math:`y = s (x - k) + t` and backward is
 :math:`dx = a (g + b (x - k) + c)`. So each of them needs two passes: one that sums over the
 batch, and one that maps each value by a few constants of its channel. A pass written in whole
-arrays goes through memory once for every operation; here it goes through blocks of half a
-megabyte, all operations on one block before the next, so that memory is read once a pass and
-temporaries never leave the cache. The second pass runs backwards: what the first one read last
+arrays goes through memory once for every operation; here it goes through blocks of a megabyte,
+all operations on one block before the next, so that memory is read once a pass and temporaries
+never leave the cache. The second pass runs backwards: what the first one read last
 is still at hand.
 
 The shift k is 0 unless the data ask for more (see ``moments``). Arrays are C-contiguous, of shape
@@ -21,12 +21,11 @@ import numpy as np
 from bnkit.arguments import Array, aligned
 from bnkit.kernels.adding import add_planes, add_rows
 from bnkit.kernels.blocks import SMALL, WIDTH, Block, Step, lay_out, plan, walk
-from bnkit.kernels.small import few_backward, few_forward, few_normalize
+from bnkit.kernels.small import FEW, few_backward, few_forward, few_normalize
 
-__all__ = ["affine", "few_backward", "few_forward", "few_normalize", "sums"]
+__all__ = ["FEW", "affine", "few_backward", "few_forward", "few_normalize", "sums"]
 
-BLOCK = 1 << 19  # bytes to map at a time: what is read and written stays in the second-level cache
-SUMMED = 1 << 20  # bytes to sum at a time: more, since each block costs ten calls
+BLOCK = 1 << 20  # bytes at a time: half as many or twice as many take a few percent longer
 NARROW = 1 << 10  # elements of a row to be summed
 PLANE = 64  # from this length on, the inner axis is summed by itself
 
@@ -41,7 +40,7 @@ def sums(
     if x.size <= SMALL and x.shape[2] == 1:
         return _small_sums(x[:, :, 0], None if dy is None else dy[:, :, 0], shift, dtype)
     planes, row = x.shape[2] >= PLANE, x.shape[1] * x.shape[2]
-    blocks, largest, width = plan(x.shape, 0 if planes else NARROW, SUMMED // dtype.itemsize)
+    blocks, largest, width = plan(x.shape, 0 if planes else NARROW, BLOCK // dtype.itemsize)
     spread = lay_out(shift, x.shape, planes, width)
     converted = dy is not None and dy.dtype != dtype
 

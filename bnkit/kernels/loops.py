@@ -54,14 +54,13 @@ def few_normalize(x, mean, scale, beta):  # type: ignore[no-untyped-def]
 @compiled
 def few_backward(dy, x, mean, variance, gamma, epsilon):  # type: ignore[no-untyped-def]
     """Return dx in the dtype of x, dgamma and dbeta, all computed in float64."""
-    m, channels = x.shape
-    both, inv_std = np.zeros((2, channels)), 1 / np.sqrt(variance + epsilon)
-    add_rows(x, dy, mean, both)
-    dbeta, dgamma = both[0], both[1] * inv_std
+    m, inv_std = len(x), 1 / np.sqrt(variance + epsilon)
+    dbeta, product = sum_columns(x, dy, mean, 256, 0, m)
+    dgamma = product * inv_std
     a, b, c = gamma * inv_std, dgamma * inv_std / m, dbeta / m
     dx = np.empty_like(x)
     for i in range(m):
-        for j in range(channels):
+        for j in range(x.shape[1]):
             dx[i, j] = a[j] * (dy[i, j] - c[j] - b[j] * (x[i, j] - mean[j]))
     return dx, dgamma, dbeta
 

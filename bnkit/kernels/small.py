@@ -1,9 +1,9 @@
 """Small batches, in NumPy: calls cost more there than the arithmetic they do.
 
-Arrays are rows of float32 or float64. Up to ``FEW`` values are computed in float64 throughout,
+Arrays are rows of float32 or float64. Up to ``WIDE`` values are computed in float64 throughout,
 which leaves nothing to be looked after when they are of float32. Beyond, and in a forward pass of
 float64, sums and maps are those of the large arrays, without the book-keeping for blocks, layouts
-and second looks, which takes a fifth of the time at 256 rows of 128. Where the data ask for more,
+and second looks, which take a fifth of the time at 256 rows of 128. Where the data ask for more,
 None hands them over to ``bnkit.kernels``. The formulas are the same, to the last bit, so that a
 channel has the same digits either way.
 """
@@ -18,14 +18,15 @@ from bnkit.arguments import Array
 from bnkit.kernels.adding import add_rows, ones
 from bnkit.kernels.digits import FLOAT64, LIMIT, all_settled, moderate
 
-FEW = 1 << 13  # elements that are computed in float64 throughout
+FEW = 1 << 17  # elements up to which this is faster: beyond, they leave the cache
+WIDE = 1 << 13  # elements that are computed in float64 throughout
 
 
 def few_forward(
     x: Array, gamma: Array | None, beta: Array | None, epsilon: float | None
 ) -> tuple[Array | None, Array, Array] | None:
     """Return y (None where epsilon is), mean and variance."""
-    if x.size <= FEW and x.dtype != FLOAT64:
+    if x.size <= WIDE and x.dtype != FLOAT64:
         return _wide_forward(x, gamma, beta, epsilon)
     if epsilon is None:
         return None
@@ -68,7 +69,7 @@ def _wide_forward(
 
 def few_normalize(x: Array, mean: Array, scale: Array, beta: Array | None) -> Array | None:
     """``scale (x - mean) + beta`` in float64, as an array of the dtype of x."""
-    if x.size > FEW:
+    if x.size > WIDE:
         return None
     v = np.subtract(x, mean)
     v *= scale
@@ -83,7 +84,7 @@ def few_backward(
     """Return dx in the dtype of x, dgamma and dbeta."""
     inv_std, m = np.reciprocal(np.sqrt(variance + epsilon)), len(x)
     a = inv_std if gamma is None else gamma * inv_std
-    if x.size <= FEW:
+    if x.size <= WIDE:
         return _wide_backward(dy, x, mean, inv_std, a)
     margin = LIMIT[x.dtype] * variance - mean * mean
     if dy.dtype != x.dtype or not all_settled(margin, x.dtype):
