@@ -31,6 +31,14 @@ def test_page_describes_itself(folder, name):
     assert 20 < len(description) < 400
 
 
+def test_figures_are_no_wider_than_text_that_a_phone_can_show(folder, chapter):
+    """In a wider one, letters of eleven points come to less than seven pixels there."""
+    text = (folder / chapter).read_text(encoding="utf-8")
+    widths = re.findall(r'_images/[^"]+\.svg" width="(\d+)"', text)
+    assert all(int(width) < 720 for width in widths)
+    assert len(widths) == len(re.findall(r'src="[^"]+\.svg"', text))
+
+
 def test_equation_has_one_anchor_which_its_number_leads_to(folder, chapter):
     text = (folder / chapter).read_text(encoding="utf-8")
     anchors = re.findall(r'id="(equation-[\d-]+)"', text)

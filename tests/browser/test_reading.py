@@ -1,6 +1,9 @@
 """Formulas, icons, keyboard and search, as a reader meets them."""
 
+import io
+
 import pytest
+from PIL import Image
 
 FORMULAS = """() => [...document.querySelectorAll(".math mjx-container > svg")]
   .map((svg) => svg.getBoundingClientRect().width)"""
@@ -41,6 +44,28 @@ def test_formulas_have_words_for_those_who_listen(without_scripts, folder, chapt
 def test_icons_are_drawn(without_scripts, folder, chapter):
     without_scripts.goto((folder / chapter).as_uri())
     assert without_scripts.evaluate(BARE_ICONS) == []
+
+
+@pytest.mark.parametrize(("theme", "dark"), [("light", False), ("dark", True)])
+def test_figures_have_the_ground_of_the_theme(page, chapters, theme, dark):
+    """A picture takes the theme that was chosen on the page, whatever the system prefers."""
+    page.emulate_media(color_scheme="light" if dark else "dark")
+    page.goto(chapters[0])
+    page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+    figure = page.locator(".cell_output img").first
+    figure.scroll_into_view_if_needed()
+    page.wait_for_timeout(100)
+    corner = Image.open(io.BytesIO(figure.screenshot())).convert("L").getpixel((2, 2))
+    assert corner < 40 if dark else corner > 240
+
+
+def test_verdicts_have_colours_of_their_own(page, chapters):
+    page.goto(next(chapter for chapter in chapters if chapter.endswith("/claims.html")))
+    colors = page.evaluate(
+        "[...document.querySelectorAll('td.verdict')].map((each) => getComputedStyle(each).color)"
+    )
+    assert len(colors) == 40
+    assert len(set(colors)) == 4
 
 
 def test_keyboard_reaches_all_that_can_be_used(page, chapters):
