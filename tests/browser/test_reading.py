@@ -79,9 +79,9 @@ def test_keyboard_reaches_all_that_can_be_used(page, chapters):
     assert page.evaluate(LEFT) == 0
 
 
-def test_what_scrolls_on_a_phone_takes_the_focus(page, chapters):
+def test_what_scrolls_on_a_phone_takes_the_focus(page):
     page.set_viewport_size({"width": 390, "height": 900})
-    page.goto(chapters[1])
+    page.goto("book/03-backward/closed-form.html")  # derivations are wide
     page.wait_for_timeout(100)
     boxes = """[...document.querySelectorAll("div.math > .formula")]
       .filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.tabIndex)"""
