@@ -81,6 +81,8 @@ def start(folder_of_processes):
 
     def start(path, *, resume=False):
         code = (
+            # A shell that runs the tests in the background makes its children deaf to Ctrl-C.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
             "from pathlib import Path; from bnkit.experiments import EXPERIMENTS, runner;"
             "EXPERIMENTS['counting'] = 'counting';"
             f"path, resume = Path({str(path)!r}), {resume};"
@@ -127,7 +129,7 @@ def test_ctrl_c_leaves_a_valid_file(start, tmp_path):
     process = start(path)
     wait_for_more_seeds(process, path, 0)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in said
     assert results.read(path).seeds
