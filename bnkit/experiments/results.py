@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,16 +139,15 @@ class Result:
         """Write the file whole or not at all: into a temporary file, which is then renamed."""
         content = json.dumps(plain({"format": 1, **asdict(self)}), allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:  # which begins before the file is there, so that no Ctrl-C can leave it behind
+            with draft.open("w", encoding="utf-8") as file:
                 file.write(content + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
+            draft.replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Result:
