@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import json
 import math
 import os
@@ -399,8 +398,7 @@ def _versions() -> tuple[dict[str, str], set[str]]:
     for name, (_, modules) in PEERS.items():
         for module in modules:
             try:
-                importlib.import_module(module)
-                versions[module] = importlib.metadata.version(module)
+                versions[module] = str(importlib.import_module(module).__version__)
             except ImportError:
                 skipped.add(name)
     return versions, skipped

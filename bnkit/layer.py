@@ -208,7 +208,7 @@ class BatchNormalization:
         names = ["axis", "momentum", "epsilon", "center", "scale", "trainable"]
         names += [f"{name}_initializer" for name in _STANDARD_WEIGHTS]
         settings = {name: getattr(layer, name) for name in names}
-        if getattr(layer, "renorm", False):  # some releases of Keras 3 have no renorm
+        if getattr(layer, "renorm", False):  # Keras 3 has it from 3.14 on
             settings["renorm"] = True
             settings["renorm_clipping"] = layer.renorm_clipping
             settings["renorm_momentum"] = layer.renorm_momentum

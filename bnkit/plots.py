@@ -23,7 +23,11 @@ from numpy.typing import ArrayLike
 
 from bnkit.arguments import Array
 
-COLORS = list(mpl.color_sequences["petroff6"])
+# matplotlib has them as the sequence "petroff6" from 3.11 on.
+COLORS = [
+    mpl.colors.to_rgb(color)
+    for color in ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
+]
 DASHES: list[Any] = [
     "-",
     (0, (5, 2)),

@@ -239,7 +239,7 @@ def test_renorm_statistics_never_fall_below_epsilon(rng, assert_close):
 
 
 def test_twin_of_a_keras_layer_from_a_release_without_renorm():
-    # Keras 3.5 to 3.13 have no attribute renorm.
+    # Keras 3 has the attribute renorm from 3.14 on.
     weights = dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), np.ones(2))
     layer = SimpleNamespace(axis=1, momentum=0.9, epsilon=0.1, center=True, scale=True)
     layer.trainable, layer.built, layer.variable_dtype = False, True, "float32"

@@ -7,7 +7,6 @@ JSON has no other word for it; ``Result.values`` gives it back as nan.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
@@ -235,7 +234,7 @@ def versions() -> dict[str, str]:
     present = [name for name in PACKAGES if name in sys.modules]
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in present},
+        **{name: str(sys.modules[name].__version__) for name in present},
     }
 
 

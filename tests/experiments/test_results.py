@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import jsonschema
 import numpy as np
@@ -50,6 +52,15 @@ def test_provenance_of_a_run_fits_the_schema(result):
     content = results.plain({"format": 1, **made.__dict__, "runs": []})
     jsonschema.validate(content, results.SCHEMA)
     assert made.provenance["versions"]["keras"].startswith("3.")
+
+
+def test_versions_are_those_of_the_modules_whatever_package_brought_them(monkeypatch):
+    module = ModuleType("tensorflow")  # tensorflow-cpu brings a module of this name, for one
+    module.__version__ = "2.99.0+cpu"
+    monkeypatch.setitem(sys.modules, "tensorflow", module)
+    assert results.versions()["tensorflow"] == "2.99.0+cpu"
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    assert "tensorflow" not in results.versions()
 
 
 def change(content, *keys, to):
