@@ -1,10 +1,11 @@
 """Write the table of all claims, and the data of its figure, into chapter 10-settled/claims.md.
 
 ``make notebooks`` runs this. With ``--check`` it writes nothing, and fails when the table is not
-what the chapters say or when a claim is settled nowhere.
+what the chapters say, when a box has another form, or when a claim is settled nowhere.
 
 A claim is a quotation of one form (CONTRIBUTING.md, "How to add a claim"). The table names each
-with a link to the section that it stands in and its verdict, in the order of ``HOW_MANY``.
+with a link to the section that it stands in, its verdict, the first sentence of its box and the
+evidence of a measurement, in the order of ``KNOWN``.
 """
 
 import os
@@ -27,15 +28,26 @@ SUBJECTS = {
     "I": "Inference",
     "C": "Convolutions",
     "G": "What it is said to buy",
-    "P": "How to build one",
 }
-HOW_MANY = {"W": 9, "T": 8, "B": 7, "I": 5, "C": 2, "G": 7, "P": 2}
-KNOWN = [f"{letter}{k}" for letter, last in HOW_MANY.items() for k in range(1, last + 1)]
+NUMBERS = {
+    "W": range(1, 10),
+    "T": range(1, 9),
+    "B": range(1, 8),
+    "I": range(1, 6),
+    "C": (2,),
+    "G": range(1, 8),
+}
+KNOWN = tuple(f"{letter}{number}" for letter in SUBJECTS for number in NUMBERS[letter])
+
+OUTCOMES = ("holds", "holds in part", "does not hold", "not settled")
+GROUNDS = ("proof", "measurement", "counter-example")
 
 FORM = re.compile(
     r"\*\*Claim (?P<name>[A-Z]\d)\.\*\* \*(?P<claim>[^*].*?)\* "
-    r"\*\*Verdict: (?P<verdict>proved|measured|corrected|disputed)\.\*\* (?P<why>\S.*)"
+    rf"\*\*Verdict: (?P<outcome>{'|'.join(OUTCOMES)}), by (?P<ground>{'|'.join(GROUNDS)})\.\*\* "
+    r"(?P<why>[^\s*].*?[.!?])(?: \*Evidence: (?P<evidence>[^*]+\.)\*)?"
 )
+SENTENCE = re.compile(r".+?[.!?](?= [^a-z]|$)")
 
 
 @dataclass(frozen=True)
@@ -44,17 +56,29 @@ class Claim:
 
     name: str
     text: str
-    verdict: str
+    outcome: str
+    ground: str
+    why: str
+    evidence: str | None
     page: Path
     number: int
     section: str
+
+    @property
+    def first_sentence(self) -> str:
+        """What does hold."""
+        sentence = SENTENCE.match(self.why)
+        return sentence[0] if sentence else self.why
 
     def row(self) -> str:
         """The claim as a row of the table, with a link seen from the page that holds it."""
         page = Path(os.path.relpath(self.page, PAGE.parent)).as_posix()
         anchor = re.sub(r"[^\w\- ]", "", self.section.lower()).replace(" ", "-")
         link = f"[{self.number}. {self.section}]({page}#{anchor})"
-        cells = (f"**{self.name}** {self.text} {link}", self.verdict)
+        found = [f"**{self.outcome}, by {self.ground}.** {self.first_sentence}"]
+        if self.evidence:
+            found.append(f"*{self.evidence}*")
+        cells = (f"**{self.name}** {self.text} {link}", " ".join(found))
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -63,6 +87,19 @@ def quotations(markdown: str) -> list[str]:
     quotes = re.findall(r"(?:^>.*\n?)+", markdown, flags=re.MULTILINE)
     lines = [re.sub(r"\s*^>\s*", " ", quote, flags=re.MULTILINE).strip() for quote in quotes]
     return [line for line in lines if re.match(r"\W*Claim\b", line)]
+
+
+def fault(line: str) -> str | None:
+    """What is wrong with the form of a quotation, or None."""
+    match = FORM.fullmatch(line)
+    if not match:
+        return "does not have the form of a claim"
+    measured = match["ground"] == "measurement"
+    if measured != bool(match["evidence"]):
+        return "lacks its evidence" if measured else "has evidence, and is no measurement"
+    if measured and not re.search(r"\b\d+ (of \d+ )?(seeds|repeats|cases)\b", match["evidence"]):
+        return "has evidence that does not say of how many seeds, repeats or cases"
+    return None
 
 
 def chapters() -> list[Path]:
@@ -82,14 +119,14 @@ def claims() -> list[Claim]:
             title, _, body = section.partition("\n")
             for line in quotations(body):
                 if match := FORM.fullmatch(line):
-                    got = match.group("name", "claim", "verdict")
+                    got = match.group("name", "claim", "outcome", "ground", "why", "evidence")
                     found.append(Claim(*got, page, number, title.strip()))
     return sorted(found, key=lambda claim: KNOWN.index(claim.name))
 
 
 def verdicts() -> str:
     """The verdicts as a cell of code, from which the page draws its figure."""
-    lines = [f'    "{claim.name}": "{claim.verdict}",' for claim in claims()]
+    lines = [f'    "{claim.name}": "{claim.outcome}",' for claim in claims()]
     cell = [
         "```{code-cell} ipython3",
         ":tags: [remove-cell]",
@@ -105,11 +142,11 @@ def verdicts() -> str:
 def table() -> str:
     """The tables, one for each subject, and how many claims there are."""
     found = claims()
-    tally = Counter(claim.verdict for claim in found)
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in tally.most_common())
-    lines = [f"{len(found)} claims: {counts}."]
+    tally = Counter(claim.outcome for claim in found)
+    counts = "; ".join(f"{outcome}: {tally[outcome]}" for outcome in OUTCOMES)
+    lines = [f"Of {len(found)} claims: {counts}."]
     for letter, subject in SUBJECTS.items():
-        lines += ["", f"### {subject}", "", "| Claim, and where it is settled | Verdict |"]
+        lines += ["", f"### {subject}", "", "| Claim, and where it is settled | What came out |"]
         lines += ["|---|---|"]
         lines += [claim.row() for claim in found if claim.name[0] == letter]
     return "\n".join(lines)
@@ -130,6 +167,10 @@ def faults() -> list[str]:
     """What keeps the page from being complete and in step."""
     settled = {claim.name for claim in claims()}
     found = [f"No chapter settles claim {name}." for name in KNOWN if name not in settled]
+    for page in chapters():
+        for line in quotations(page.read_text(encoding="utf-8")):
+            if wrong := fault(line):
+                found.append(f"{page.name}: the box that begins {line[:20]!r} {wrong}.")
     if PAGE.read_text(encoding="utf-8") != page_with_table():
         found.append("The table of claims is not what the chapters say: run `make notebooks`.")
     return found

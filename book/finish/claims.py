@@ -4,19 +4,28 @@ import re
 
 from docutils import nodes
 
-VERDICT = re.compile(r"Verdict:\s+(\w+)")
-VERDICTS = {"proved", "measured", "corrected", "disputed"}
+VERDICT = re.compile(
+    r"(?:Verdict:\s+)?(holds in part|holds|does not hold|not settled),\s+"
+    r"by\s+(?:proof|measurement|counter-example)\."
+)
+
+
+def verdicts(node):
+    """The verdicts in a node, each with the class of its outcome."""
+    for strong in node.findall(nodes.strong):
+        if found := VERDICT.fullmatch(" ".join(strong.astext().split())):
+            yield strong, found[1].replace(" ", "-")
 
 
 def mark(app, doctree):
     for quotation in doctree.findall(nodes.block_quote):
-        for strong in quotation.findall(nodes.strong):
-            if verdict := VERDICT.match(strong.astext()):
-                quotation["classes"] += ["claim", verdict[1]]
-                strong["classes"].append("verdict")
-    for cell in doctree.findall(nodes.entry):
-        if cell.astext() in VERDICTS:
-            cell["classes"] += ["verdict", cell.astext()]
+        for strong, outcome in verdicts(quotation):
+            quotation["classes"] += ["claim", outcome]
+            strong["classes"].append("verdict")
+    for table in doctree.findall(nodes.table):
+        for strong, outcome in verdicts(table):
+            table["classes"] += [name for name in ["claims"] if name not in table["classes"]]
+            strong["classes"] += ["verdict", outcome]
 
 
 def setup(app):

@@ -1,7 +1,9 @@
 """Claims have one form, a known name and one home, so that a table of them can be made."""
 
+import pytest
+
 from book import claims_table
-from book.claims_table import FORM, KNOWN, quotations
+from book.claims_table import FORM, KNOWN, OUTCOMES, fault, quotations
 
 
 def claims(page):
@@ -14,7 +16,7 @@ def names(page):
 
 
 def test_claims_have_the_one_form(page):
-    assert [line for line in claims(page) if not FORM.fullmatch(line)] == []
+    assert [(line[:20], wrong) for line in claims(page) if (wrong := fault(line))] == []
 
 
 def test_claims_stand_in_quotations(page):
@@ -40,7 +42,8 @@ def test_table_gives_the_verdict_and_the_chapter_of_a_claim(chapters):
     for claim in claims_table.claims():
         page = chapters[claim.number - 1]
         (line,) = (line for line in claims(page) if FORM.fullmatch(line)["name"] == claim.name)
-        assert claim.verdict == FORM.fullmatch(line)["verdict"]
+        assert (claim.outcome, claim.ground) == FORM.fullmatch(line).group("outcome", "ground")
+        assert claim.first_sentence in line
         assert f"## {claim.section}\n" in page.prose or f"# {claim.section}\n" in page.prose
 
 
@@ -48,6 +51,56 @@ def test_a_claim_without_a_home_is_named(monkeypatch):
     settled = [claim for claim in claims_table.claims() if claim.name != "B2"]
     monkeypatch.setattr(claims_table, "claims", lambda: settled)
     assert "No chapter settles claim B2." in claims_table.faults()
+
+
+MEASURED = (
+    "**Claim G9.** *It helps.* **Verdict: holds, by measurement.** It does. "
+    "*Evidence: 5 of 5 seeds; accuracy with BN less without: +0.4 to +0.9 points (95 % interval).*"
+)
+
+
+def test_a_box_of_the_form_has_no_fault():
+    assert fault(MEASURED) is None
+    assert FORM.fullmatch(MEASURED)["why"] == "It does."
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("holds, by measurement", "measured"),
+        ("holds, by measurement", "mostly holds, by measurement"),
+        ("holds, by measurement", "holds, by proof"),
+        ("*Evidence", "Evidence"),
+        ("5 of 5 seeds; ", ""),
+        ("It does. ", ""),
+    ],
+)
+def test_a_box_of_another_form_has_a_fault(written, instead):
+    assert fault(MEASURED.replace(written, instead)) is not None
+
+
+def test_evidence_gives_an_interval_or_what_every_seed_did():
+    evidence = {claim.name: claim.evidence for claim in claims_table.claims() if claim.evidence}
+    vague = [
+        name
+        for name, text in evidence.items()
+        if not any(words in text for words in ("(95 % interval)", "in every seed"))
+    ]
+    assert vague == []
+
+
+def test_evidence_of_rates_says_where_in_their_grid_they_lie():
+    said = ("inside", "at the edge of", "none chosen")
+    evidence = [claim.evidence for claim in claims_table.claims() if claim.evidence]
+    assert [
+        text
+        for text in evidence
+        if "rate" in text.split("(95 % interval)")[-1] and not any(word in text for word in said)
+    ] == []
+
+
+def test_every_outcome_is_reached():
+    assert {claim.outcome for claim in claims_table.claims()} == set(OUTCOMES)
 
 
 def test_chapters_settle_claims(pages):
