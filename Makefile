@@ -25,7 +25,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-data: $(INSTALLED)  ## make sure that Fashion-MNIST is at hand, checked, and fetch it if not
+data: $(INSTALLED)  ## make sure that Fashion-MNIST and MNIST are at hand, checked; fetch what is not
 	@$(BIN)/python -m bnkit.keras.data
 
 # Pages are executed anew when what they read or call has changed: the cache of executed pages looks
@@ -36,7 +36,8 @@ CODE = $(shell find bnkit book/results requirements.txt -type f -not -path '*/__
 # Sphinx reads a page once and then remembers it, without the warnings that it gave. So what it
 # remembers is kept only from a build that passed: a failed build fails again. Nor does it copy a
 # style sheet anew unless it has pages to write.
-book: data  ## execute every chapter and build the book in _build/html
+book: $(INSTALLED)  ## execute every chapter and build the book in _build/html
+	@$(BIN)/python -m bnkit.keras.data fashion-mnist
 	@$(BIN)/python book/claims_table.py --check
 	@[ -e _build/code-$(CODE) ] || { rm -rf _build; mkdir _build; touch _build/code-$(CODE); }
 	@[ -e _build/passed ] && [ -z "$$(find book/assets book/finish -newer _build/passed -not -name '*.pyc' -type f)" ] \

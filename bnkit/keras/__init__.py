@@ -7,14 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bnkit.keras.data import load_fashion_mnist
+    from bnkit.keras.data import load_cifar10, load_fashion_mnist, load_mnist
     from bnkit.keras.folding import fold_batch_norms
 
-__all__ = ["fold_batch_norms", "load_fashion_mnist"]
+__all__ = ["fold_batch_norms", "load_cifar10", "load_fashion_mnist", "load_mnist"]
 
 _HOME_OF = {
     "fold_batch_norms": "bnkit.keras.folding",
+    "load_cifar10": "bnkit.keras.data",
     "load_fashion_mnist": "bnkit.keras.data",
+    "load_mnist": "bnkit.keras.data",
 }
 
 
