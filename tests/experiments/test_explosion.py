@@ -1,9 +1,11 @@
 """What the experiment on exploding gradients is said to show, on shallower and narrower nets."""
 
+import numpy as np
 import pytest
 
 from bnkit import experiments
 from bnkit.experiments import explosion as experiment
+from bnkit.experiments.protocol import interval
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,45 @@ def test_no_activation_is_predicted_to_shrink_the_gradient(activation):
     """The Gaussian Poincaré inequality, with equality for what is linear only."""
     assert experiment.predicted_factor(activation) > 1.01
     assert experiment.predicted_factor("linear") == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def full():
+    return experiments.recorded("explosion")
+
+
+def test_recorded_growth_through_all_layers_is_as_described(full):
+    norms = {variant: full.values(variant)[:, -1] for variant in experiment.VARIANTS}
+    ratio = {variant: np.median(each[:, 0] / each[:, -1]) for variant, each in norms.items()}
+    assert 5000 < ratio["ReLU"] < 10_000
+    assert 50 < ratio["tanh"] < 150
+    assert 4 < ratio["ReLU, shortcuts"] < 6
+    assert 1 < ratio["linear"] < 2
+    assert 0.5 < ratio["ReLU, without BN"] < 1
+
+
+def test_recorded_factors_come_near_the_predictions_and_miss_them(full):
+    for variant in ("ReLU", "tanh", "linear"):
+        found = interval(experiment.factors(full, variant)[:, -1])
+        predicted = experiment.predicted_factor(experiment.VARIANTS[variant]["activation"])
+        assert abs(found.mean - predicted) < 0.02
+        assert not found.low < predicted < found.high
+    relu = interval(experiment.factors(full, "ReLU")[:, -1])
+    assert [f"{end:.3f}" for end in (relu.low, relu.high)] == ["1.194", "1.197"]
+
+
+def test_recorded_factor_without_normalization_lies_below_one(full):
+    found = interval(experiment.factors(full, "ReLU, without BN"))
+    assert found.low[0] < 1 < found.high[0]
+    assert 0.98 < found.low[-1] < found.high[-1] < 1
+
+
+def test_recorded_factors_at_small_batches_are_as_described(full):
+    first = {name: experiment.factors(full, name)[:, 0].mean() for name in experiment.VARIANTS}
+    assert {name: round(each, 2) for name, each in first.items()} == {
+        "ReLU": 1.33,
+        "tanh": 1.17,
+        "linear": 1.09,
+        "ReLU, without BN": 1.0,
+        "ReLU, shortcuts": 1.03,
+    }

@@ -2,9 +2,11 @@
 
 import keras
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from bnkit.experiments import folding, run
+from bnkit.experiments import folding, recorded, run
+from bnkit.experiments.protocol import interval
 from bnkit.keras import fold_batch_norms
 
 
@@ -33,3 +35,41 @@ def test_plot_shows_each_way(result):
     figure = folding.plot(result)
     assert [ax.get_title() for ax in figure.axes] == ["TensorFlow's graph"]
     plt.close(figure)
+
+
+@pytest.fixture(scope="module")
+def full():
+    return recorded("folding")
+
+
+def intervals(full, way):
+    """The interval of the time ratio of each net and batch size."""
+    sizes = full.config["batch_sizes"]
+    cases = [(net, size) for net in folding.NETS for size in sizes]
+    return {(net, size): interval(folding.time_ratio(full, net, way, size)) for net, size in cases}
+
+
+def test_recorded_graph_is_faster_folded_in_every_case(full):
+    found = intervals(full, "graph")
+    assert min(each.low for each in found.values()) > 1
+    assert max(found, key=lambda case: found[case].mean) == ("separable", 64)
+    assert found["separable", 64].mean > 1.7
+
+
+def test_recorded_xla_settles_three_of_six_cases(full):
+    settled = [case for case, each in intervals(full, "xla").items() if each.low > 1]
+    assert settled == [("dense", 1), ("dense", 64), ("separable", 1)]
+
+
+def test_recorded_dense_net_gains_more_under_xla(full):
+    graph, xla = (intervals(full, way)["dense", 64] for way in ("graph", "xla"))
+    assert xla.low > graph.high
+
+
+def test_recorded_separable_net_is_slow_under_xla(full):
+    """Eight times as slow as in the graph, so that less than a millisecond does not show."""
+    graph, xla = (full.values("separable", way, "64")[:, 0] for way in ("graph", "xla"))
+    assert 7.5 < xla.mean() / graph.mean() < 8.8
+    saved = interval(-np.diff(full.values("separable", "xla", "64"))[:, 0])
+    assert saved.low < 0 < saved.high
+    assert 0.05 < (saved.high - saved.low) / graph.mean() < 0.15
