@@ -4,8 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from bnkit.experiments import moving_statistics, run
+from bnkit.experiments import moving_statistics, recorded, run
 from bnkit.experiments.moving_statistics import forward, precise_statistics
+from bnkit.experiments.protocol import interval
 from bnkit.experiments.sweep import Sweep
 from bnkit.experiments.training import as_float, draw_batches, fashion_mnist
 
@@ -82,3 +83,27 @@ def test_precise_statistics_of_the_first_layer_are_those_of_all_rows(sweep):
     z = (x @ weights[0]).astype(float)
     np.testing.assert_allclose(precise[0].mean, z.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(precise[0].variance, z.var(axis=0, ddof=1), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def full():
+    return recorded("moving-statistics")
+
+
+def test_recorded_moving_statistics_answer_half_as_well_after_ten_steps(full):
+    for rate in full.config["rates"]:
+        precise = moving_statistics.accuracy_of(full, rate, "precise")[:, 0].mean()
+        gain = moving_statistics.gain(full, rate, 0.99)[:, 0].mean()
+        assert 0.4 < 1 - gain / precise < 0.6
+
+
+def test_recorded_estimators_differ_by_less_than_a_tenth_of_a_point(full):
+    for rate in full.config["rates"]:
+        paper, precise = (
+            moving_statistics.accuracy_of(full, rate, kind)[:, [0, -1]]
+            for kind in ("paper", "precise")
+        )
+        found = interval(paper - precise)
+        assert (found.low < 0).all()
+        assert (found.high > 0).all()
+        assert max(-found.low.min(), found.high.max()) < 0.1
