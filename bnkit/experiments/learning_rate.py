@@ -7,14 +7,16 @@ shows no figure of it. Here is the map: every learning rate with every scale of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from bnkit.arguments import Array
 from bnkit.experiments.results import Result
-from bnkit.experiments.sweep import Sweep, he_stddevs
+from bnkit.experiments.sweep import PRECISE, Sweep, batches_of, he_stddevs
 from bnkit.experiments.training import draw_batches, fashion_mnist
 
 TITLE = "Learning rate and initial scale"
@@ -29,7 +31,7 @@ LABELS = {"plain": "without BN", "bn": "with BN"}
 class Config:
     """The grid, the net and how long it trains."""
 
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    rates: tuple[float, ...] = tuple(0.001 * 2**k for k in range(16))
     scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     depth: int = 5
     width: int = 100
@@ -39,25 +41,36 @@ class Config:
     seeds: int = 5
 
 
-PRESETS = {"quick": Config(steps=200, seeds=3), "full": Config()}
+PRESETS = {
+    "quick": Config(rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), steps=200, seeds=3),
+    "full": Config(),
+}
 
 
 def run_seed(config: Config, seed: int) -> dict[str, Any]:
-    """All cells of the grid, as one program for each variant.
+    """One seed; see ``run_seeds``."""
+    return run_seeds(config, [seed])[0]
+
+
+def run_seeds(config: Config, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """All cells of the grid and all seeds, as one program for each variant.
 
     Returns:
-        For "plain" and "bn": "validation" and "test" accuracy and the mean "loss" of the last 100
-        steps, each a list over scales of lists over rates. The learning rate is chosen by the
-        validation part.
+        One record a seed: for "plain" and "bn", "validation" and "test" accuracy with precise
+        statistics, "moving", the validation accuracy with the moving ones, and the mean "loss" of
+        the last 100 steps, each a list over scales of lists over rates. The learning rate is
+        chosen by the validation part.
     """
     data = fashion_mnist()
-    batches = draw_batches(len(data.x_train), config.batch_size, config.steps, seed)
-    scales, rates = (
-        each.ravel() for each in np.meshgrid(config.scales, config.rates, indexing="ij")
-    )
+    cells = list(product(seeds, config.scales, config.rates))
+    seed_of, scales, rates = map(list, zip(*cells, strict=True))
+    shape = (len(seeds), len(config.scales), len(config.rates))
+    order = {
+        seed: draw_batches(len(data.x_train), config.batch_size, config.steps, seed)
+        for seed in seeds
+    }
     widths = [config.width] * config.depth
-    shape = (len(config.scales), len(config.rates))
-    record = {}
+    records: list[dict[str, Any]] = [{} for _ in seeds]
     for name, batch_norm in VARIANTS.items():
         sweep = Sweep(
             data.x_train,
@@ -66,15 +79,19 @@ def run_seed(config: Config, seed: int) -> dict[str, Any]:
             rates=rates,
             stddevs=he_stddevs([data.x_train.shape[1], *widths, 10], scales),
             batch_norm=batch_norm,
-            seed=seed,
+            seed=seed_of,
         )
-        losses = sweep.train(batches)
-        record[name] = {
-            "loss": losses[:, -100:].mean(axis=1).reshape(shape),
-            "validation": sweep.accuracy(data.x_validation, data.y_validation).reshape(shape),
-            "test": sweep.accuracy(data.x_test, data.y_test).reshape(shape),
+        losses = sweep.train(batches_of(order, seed_of))
+        precise = sweep.statistics(data.x_train[:PRECISE])
+        seen = {
+            "loss": losses[:, -100:].mean(axis=1),
+            "validation": sweep.accuracy(data.x_validation, data.y_validation, statistics=precise),
+            "test": sweep.accuracy(data.x_test, data.y_test, statistics=precise),
+            "moving": sweep.accuracy(data.x_validation, data.y_validation),
         }
-    return record
+        for k, record in enumerate(records):
+            record[name] = {key: values.reshape(shape)[k] for key, values in seen.items()}
+    return records
 
 
 def trained(result: Result, variant: str) -> Array:
