@@ -12,10 +12,10 @@ CHAPTERS := $(sort $(shell find book -mindepth 2 -name '*.md'))
 export KERAS_BACKEND := tensorflow
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup data book pdf test bench experiments notebooks check clean
+.PHONY: help setup data book pdf test bench experiments record-gpu notebooks check clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(INSTALLED)  ## make .venv and install the pinned requirements and bnkit itself
 
@@ -73,6 +73,17 @@ PRESET ?= quick
 experiments: data  ## run every experiment that has not finished yet (PRESET=full for the long ones)
 	@for name in $$($(BIN)/python -m bnkit.experiments list | cut -d ' ' -f 1); do \
 	  $(BIN)/python -m bnkit.experiments run $$name --preset $(PRESET) --resume; \
+	done
+
+# For a machine with a GPU, JAX and Keras, TensorFlow not needed; without .venv: RECORDER=python3.
+RECORDER ?= $(BIN)/python
+RECORDS ?= paper-figure learning-rate
+RECORDED ?= book/results/experiments
+
+record-gpu:  ## run the full presets that train side by side on JAX, and record them (RECORDS=…)
+	@for name in $(RECORDS); do \
+	  KERAS_BACKEND=jax $(RECORDER) -m bnkit.experiments run $$name --preset full \
+	    --output $(RECORDED) --resume; \
 	done
 
 notebooks: $(INSTALLED)  ## write the table of claims, and the .ipynb beside each chapter, for Colab

@@ -1,4 +1,4 @@
-"""What the verdicts of the book rest on: paired differences, their interval, a choice inside its grid.
+"""What verdicts rest on: paired differences, their interval, a choice inside its grid.
 
 The rules that every experiment follows stand in the chapter on what was recorded.
 """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bnkit
+from bnkit import experiments
 
 FOLDER = Path(__file__).parents[2] / "book" / "assets" / "static" / "explorables"
 RECORDED = {
@@ -137,6 +138,26 @@ def test_landscape_shows_what_was_recorded(place):
     put(page, "scale", 1)
     assert values(page, "landscape") == {"rate": 1, "scale": 2, "accuracy": [0.4, 0.65]}
     assert "plain 40.0 %, BN 65.0 %" in page.locator("p").inner_text()
+
+
+def test_landscape_takes_the_recorded_grid(place):
+    """All of its rates can be chosen, and every cell stays wide enough to see."""
+    full = experiments.recorded("learning-rate")
+    accuracy = np.median(full.values("bn", "validation"), axis=0)
+    grid = {key: full.config[key] for key in ("rates", "scales")}
+    page = place(
+        "landscape", {**grid, "variants": [{"title": "BN", "accuracy": accuracy.tolist()}]}
+    )
+    for k, rate in enumerate(grid["rates"]):
+        put(page, "rate", k)
+        found = values(page, "landscape")
+        assert found["rate"] == rate
+        assert found["accuracy"] == [accuracy[len(grid["scales"]) // 2, k]]
+    widths = page.locator("rect.cell").evaluate_all(
+        "cells => cells.map(c => c.width.baseVal.value)"
+    )
+    assert len(widths) == accuracy.size
+    assert min(widths) > 10
 
 
 def test_the_keyboard_keeps_its_place(place):

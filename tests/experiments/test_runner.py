@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 
-from bnkit.experiments import results, runner
+from bnkit.experiments import load, results, runner
 from bnkit.experiments.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -140,15 +141,36 @@ def test_command_line_writes_the_file_and_its_own_command(counting, tmp_path, ca
     arguments = ["run", counting, "--seeds", "1", "--output", str(tmp_path)]
     assert main(arguments) == 0
     result = results.read(tmp_path / "counting.json")
-    assert result.provenance["command"].split()[-1] == str(tmp_path)
+    want = f"python -m bnkit.experiments run {counting} --seeds 1"
+    assert result.provenance["command"] == want  # where the file goes is not part of it
     assert "1 seeds" in capsys.readouterr().out
+
+
+def test_on_jax_the_missing_seeds_are_run_side_by_side(counting, tmp_path, monkeypatch):
+    path = tmp_path / "counting.json"
+    runner.run(counting, seeds=1, path=path)
+    experiment, groups = load(counting), []
+
+    def run_seeds(config, seeds):
+        groups.append(seeds)
+        return [experiment.run_seed(config, seed) for seed in seeds]
+
+    monkeypatch.setattr(experiment, "run_seeds", run_seeds, raising=False)
+    apart = runner.run(counting, seeds=3)
+    assert groups == []
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    old = results.read(path)
+    replace(old, provenance={**old.provenance, "backend": "jax"}).save(path)
+    together = runner.run(counting, seeds=3, path=path, resume=True)
+    assert groups == [[1, 2]]
+    assert [run.record for run in together.runs] == [run.record for run in apart.runs]
 
 
 def test_command_line_says_how_to_go_on_after_ctrl_c(counting, tmp_path, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_run_seed", interrupt)
+    monkeypatch.setattr(runner, "_run_group", interrupt)
     assert main(["run", counting, "--output", str(tmp_path)]) == 130
     assert "Stopped: no seed" in capsys.readouterr().err
 

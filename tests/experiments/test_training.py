@@ -88,9 +88,9 @@ def test_looking_leaves_a_sweep_as_it_was(data):
     sweep.train(draw_batches(2000, 32, 5, seed=0))
     before = sweep.weights_of(0)
     sweep.predict(data.x_test[:100], training=True)
-    inputs, _ = sweep.look(data.x_test[:100], training=True)
+    inputs, _ = sweep.evaluate(data.x_test[:100], training=True)
     assert inputs.shape == (1, 100, 8)
-    assert abs(inputs.mean(axis=1) - sweep.biases[0].numpy()[:, 0]).max() < 1e-5
+    assert abs(inputs.mean(axis=1) - sweep.weights_of(0)[2]).max() < 1e-5
     for got, want in zip(sweep.weights_of(0), before, strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -145,3 +145,43 @@ def test_sweep_names_the_argument_that_is_wrong(data):
         Sweep(data.x_train, data.y_train, widths=[4], rates=[1], stddevs=[1], activation="elu2")
     with pytest.raises(ValueError, match=r"stddevs \(runs,\) or \(runs, 2\)"):
         Sweep(data.x_train, data.y_train, widths=[4], rates=[1], stddevs=[1, 2])
+
+
+def test_runs_of_two_seeds_side_by_side_are_those_of_each_seed(data):
+    """Each with its own weights and its own batches."""
+    seeds, own = (3, 4), np.stack([draw_batches(2000, 32, 20, seed=k) for k in (3, 4)], axis=1)
+
+    def nets(seed, runs):
+        return Sweep(
+            data.x_train,
+            data.y_train,
+            widths=[8],
+            rates=[0.3] * runs,
+            stddevs=[0.1] * runs,
+            batch_norm=True,
+            seed=seed,
+        )
+
+    together = nets(seeds, 2).train(own)
+    for run, seed in enumerate(seeds):
+        alone = nets(seed, 1).train(own[:, run])
+        np.testing.assert_allclose(together[run], alone[0], rtol=1e-4)
+
+
+def test_a_rate_multiplied_by_zero_stands_still(data):
+    sweep = Sweep(data.x_train, data.y_train, widths=[8], rates=[0.3, 0.3], stddevs=[0.1, 0.1])
+    before = sweep.weights_of(1)
+    sweep.train(draw_batches(2000, 32, 5, seed=0), factors=np.tile([1.0, 0.0], (5, 1)))
+    np.testing.assert_array_equal(sweep.weights_of(1)[0], before[0])
+    assert abs(sweep.weights_of(0)[0] - before[0]).max() > 0
+
+
+def test_precise_statistics_are_those_of_the_rows_as_one_batch(data):
+    sweep = Sweep(
+        data.x_train, data.y_train, widths=[8, 8], rates=[0.1], stddevs=[0.1], batch_norm=True
+    )
+    sweep.train(draw_batches(2000, 32, 5, seed=0))
+    x = data.x_test[:100]
+    want = sweep.predict(x, training=True, batch_size=100)
+    got = sweep.predict(x, statistics=sweep.statistics(x), batch_size=30)
+    np.testing.assert_allclose(got, want, atol=1e-4)
