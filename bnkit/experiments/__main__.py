@@ -23,8 +23,9 @@ A run writes NAME.json after each seed. Stop it with Ctrl-C, or kill it: what is
 file, and --resume goes on from there. In Python, bnkit.experiments.run does the same, and
 bnkit.experiments.load(NAME).plot(result) draws the figure.
 
-A GPU is used where the backend finds one. KERAS_BACKEND=jax or torch chooses another backend of
-Keras; the fast training loop and the sweeps are TensorFlow's, elsewhere Keras's own loop runs.
+A GPU is used where the backend finds one. KERAS_BACKEND=jax chooses Keras's JAX backend: there many
+experiments train all their seeds side by side, which a GPU has room for (make record-gpu). With
+KERAS_BACKEND=torch those run that train by bnkit.experiments.training.Trainer alone, step by step.
 
 Several devices share each batch with --strategy, and batch normalization takes the statistics of
 all of it: mirrored is for the GPUs of one machine on TensorFlow, jax for those on JAX, multi-worker
@@ -114,6 +115,19 @@ def run(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def reproducing(arguments: list[str]) -> list[str]:
+    """The arguments that decide what is measured: not where the file goes, nor whether it grows.
+
+    >>> reproducing(["run", "depth", "--output", "here", "--resume", "--seeds", "2"])
+    ['run', 'depth', '--seeds', '2']
+    """
+    kept = [each for each in arguments if each != "--resume" and not each.startswith("--output=")]
+    if "--output" in kept:
+        place = kept.index("--output")
+        del kept[place : place + 2]
+    return kept
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -123,8 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             show_list()
             return 0
         question(options.name)  # a wrong name is told before Keras is loaded
-        reproduce = [each for each in given if each != "--resume"]
-        return run(options, shlex.join(["python", "-m", "bnkit.experiments", *reproduce]))
+        return run(options, shlex.join(["python", "-m", "bnkit.experiments", *reproducing(given)]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

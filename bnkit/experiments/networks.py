@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,6 +29,7 @@ def conv_net(
     residual: bool = False,
     head: tuple[keras.layers.Layer, ...] = (),
     stem: tuple[keras.layers.Layer, ...] = (),
+    convolution: type = keras.layers.Conv2D,
 ) -> keras.Model:
     """A convolutional net for images of 28 × 28: each stage halves the picture.
 
@@ -42,6 +44,7 @@ def conv_net(
         residual: shortcuts around each two convolutions, as in ResNet.
         head: layers before the last one, such as dropout.
         stem: layers before the first one, such as distortions of the picture.
+        convolution: what makes the convolutions, in nets without shortcuts.
 
     Raises:
         ValueError: the convolutions cannot be shared out evenly.
@@ -58,7 +61,7 @@ def conv_net(
             f"layers must be a multiple of {per_block * len(filters)}, for {len(filters)} stages "
             f"of blocks of {per_block}; got {layers}"
         )
-    block = residual_block if residual else unit
+    block = residual_block if residual else partial(unit, convolution=convolution)
     inputs = x = keras.Input((28, 28, 1))
     for layer in stem:
         x = layer(x)
@@ -72,10 +75,15 @@ def conv_net(
 
 
 def unit(
-    x: Any, width: int, strides: int, normalize: Normalize | None, activation: str | None
+    x: Any,
+    width: int,
+    strides: int,
+    normalize: Normalize | None,
+    activation: str | None,
+    convolution: type = keras.layers.Conv2D,
 ) -> Any:
     """Convolution, normalization, activation; He's initial scale for ReLU, Glorot's otherwise."""
-    x = keras.layers.Conv2D(
+    x = convolution(
         width,
         3,
         strides=strides,

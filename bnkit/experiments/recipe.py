@@ -29,9 +29,7 @@ TAKEN_BACK = {
     "none": "the whole recipe",
     "rate": "rate a fifth",
     "dropout": "with dropout 0.4",
-    "weight-decay": "weight decay ×5",
     "slow-decay": "learning rate decays little",
-    "response-norm": "with local response norm",
     "fixed-batches": "the same batches in each pass",
     "distortion": "with distorted brightness",
 }
@@ -52,19 +50,6 @@ class Config:
 
 
 PRESETS = {"quick": Config(train=1000, steps=200, seeds=3), "full": Config()}
-
-
-class LocalResponseNormalization(keras.layers.Layer):  # type: ignore[misc]
-    """Divides by a power of the mean square of neighbouring channels, as AlexNet does.
-
-    Source: Krizhevsky et al. 2012, section 3.3, with its constants.
-    """
-
-    def call(self, x: Any) -> Any:
-        """The same shape as x, channels last."""
-        squares = keras.ops.pad(keras.ops.square(x), [[0, 0], [0, 0], [0, 0], [2, 2]])
-        near = sum(squares[..., k : k + x.shape[-1]] for k in range(5))
-        return x / (2 + 1e-4 * near) ** 0.75
 
 
 def run_seed(config: Config, seed: int) -> dict[str, Any]:
@@ -101,7 +86,6 @@ def train_and_test(config: Config, seed: int, taken_back: str) -> dict[str, floa
 def build_model(config: Config, taken_back: str) -> keras.Model:
     """The net, with whatever the recipe leaves out put back in."""
     stem = {
-        "response-norm": (LocalResponseNormalization(),),
         "distortion": (
             keras.layers.RandomBrightness(0.3, value_range=(0, 1)),
             keras.layers.RandomContrast(0.3, value_range=(0, 1)),
@@ -112,12 +96,11 @@ def build_model(config: Config, taken_back: str) -> keras.Model:
 
 
 def optimizer(config: Config, taken_back: str) -> keras.optimizers.Optimizer:
-    """Gradient descent whose rate decays to a hundredth, with decoupled weight decay."""
+    """Gradient descent whose rate decays to a hundredth."""
     rate = config.rate * (0.2 if taken_back == "rate" else 1)
     left = 0.5 if taken_back == "slow-decay" else 0.01
     schedule = keras.optimizers.schedules.ExponentialDecay(rate, config.steps, left)
-    decay = config.weight_decay * (5 if taken_back == "weight-decay" else 1)
-    return keras.optimizers.SGD(schedule, weight_decay=decay)
+    return keras.optimizers.SGD(schedule, weight_decay=config.weight_decay)
 
 
 def batches(config: Config, seed: int, taken_back: str) -> Array:

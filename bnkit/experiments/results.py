@@ -239,7 +239,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, or None where files differ from it or git does not know."""
+    """The commit that is checked out, or None where files differ from it or git does not know.
+
+    Where the files are a copy without git, the environment variable BNKIT_COMMIT names it.
+    """
+    if named := os.environ.get("BNKIT_COMMIT"):
+        return named
     asked = (
         ["ls-files", "--error-unmatch", "bnkit"],  # another repository may lie around this package
         ["status", "--porcelain", "--", "bnkit"],

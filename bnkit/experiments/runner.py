@@ -65,6 +65,8 @@ def run(
     if not wanted:
         raise ValueError("seeds must name at least one, got none")
 
+    import keras
+
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each net it compiles
     command = command or f"python -m bnkit.experiments run {name} --preset {preset}"
     if not devices.is_chief(strategy):
@@ -74,11 +76,18 @@ def run(
     result = Result(name, preset, results.plain(asdict(config)), started)
     if path is not None and path.exists():
         result = _resumed(result, path, resume)
-    for seed in tqdm(wanted, desc=f"{name}, {preset}", unit="seed"):
-        if seed not in result.seeds:
-            result = result.with_run(_run_seed(experiment, config, seed, spread))
+    missing = [seed for seed in wanted if seed not in result.seeds]
+    if hasattr(experiment, "run_seeds") and keras.backend.backend() == "jax":
+        groups = [missing] if missing else []  # side by side, which a GPU has room for
+    else:
+        groups = [[seed] for seed in missing]
+    with tqdm(desc=f"{name}, {preset}", unit="seed", total=len(missing)) as progress:
+        for group in groups:
+            for run in _run_group(experiment, config, group, spread):
+                result = result.with_run(run)
             if path is not None:
                 result.save(path)
+            progress.update(len(group))
     return result
 
 
@@ -95,18 +104,30 @@ def _devices(experiment: Any, name: str, strategy: str, resume: bool) -> devices
     return devices.find(strategy)
 
 
-def _run_seed(experiment: Any, config: Any, seed: int, spread: devices.Devices) -> Run:
-    """One seed, begun as a fresh process begins, but with the precision that was asked for."""
+def _run_group(
+    experiment: Any, config: Any, seeds: list[int], spread: devices.Devices
+) -> list[Run]:
+    """Seeds side by side, or a single one, begun as a fresh process begins.
+
+    The precision stays as it was asked for. Of seeds side by side each gets its share of the time.
+    """
     import keras
 
     precision = keras.config.dtype_policy()
     keras.utils.clear_session()  # which forgets the precision, and in what scope it was called
     keras.config.set_dtype_policy(precision)
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(seeds[0])
     start = perf_counter()
     with spread.scope():
-        record = results.plain(experiment.run_seed(config, seed))
-    return Run(seed, round(perf_counter() - start, 2), record)
+        if len(seeds) == 1:
+            records = [experiment.run_seed(config, seeds[0])]
+        else:
+            records = experiment.run_seeds(config, seeds)
+    seconds = round((perf_counter() - start) / len(seeds), 2)
+    return [
+        Run(seed, seconds, results.plain(record))
+        for seed, record in zip(seeds, records, strict=True)
+    ]
 
 
 def _resumed(new: Result, path: Path, resume: bool) -> Result:

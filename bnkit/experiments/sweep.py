@@ -1,9 +1,10 @@
 """Trains many small dense nets as one program: all arrays get a leading axis for the runs.
 
-What the runs share: depth, widths, activation, batches, and the normal draws behind their weights.
-What each has for itself: its learning rate and the standard deviation of its initial weights. So
-a grid of learning rates and scales is compiled once and trained at once, which on a GPU costs
-little more than one of its cells. TensorFlow runs it, whatever Keras's backend is.
+What the runs share: depth, widths and activation. What each has for itself: its learning rate, the
+standard deviation of its initial weights, the seed that draws them, and its batches where they are
+given by run. So a grid of learning rates, scales and seeds is compiled once and trained at once,
+which on a GPU costs little more than one of its cells. TensorFlow or JAX runs it, whichever is
+Keras's backend.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from keras import ops
 from numpy.typing import ArrayLike
 
 from bnkit.arguments import Array
+from bnkit.experiments import engines
 from bnkit.experiments.training import STEPS_PER_CALL, as_float
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "linear")
+PRECISE = 10_000  # training images from which a net gets precise statistics
+Statistics = list[tuple[Any, Any]]  # mean and variance of each normalized layer, (runs, 1, units)
 
 
 class Sweep:
@@ -35,11 +40,15 @@ class Sweep:
             (runs, layers) with the output layer as the last one.
         activation: "relu", "sigmoid", "tanh" or "linear".
         batch_norm: normalize before each activation.
-        seed: fixes the initial weights.
+        seed: fixes the initial weights; a number, or one for each run.
         classes: how many outputs there are.
         momentum: what the moving statistics keep at each step; a number, or one for each run.
         epsilon: added to the variance.
-        jit: let XLA compile the program.
+        jit: let XLA compile the program; JAX always does.
+
+    Raises:
+        ValueError: an activation that there is not, shapes that do not fit, or another backend
+            than TensorFlow and JAX.
 
     >>> from bnkit.experiments.training import draw_batches, fashion_mnist
     >>> data = fashion_mnist()
@@ -61,7 +70,7 @@ class Sweep:
         stddevs: ArrayLike,
         activation: str = "relu",
         batch_norm: bool = False,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         classes: int = 10,
         momentum: ArrayLike = 0.99,
         epsilon: float = 1e-3,
@@ -71,7 +80,7 @@ class Sweep:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}"
             )
-        self.batch_norm, self.epsilon = batch_norm, epsilon
+        self.activation, self.batch_norm, self.epsilon = activation, batch_norm, epsilon
         self.momentum = np.reshape(np.asarray(momentum, np.float32), (-1, 1, 1))
         self.rates = np.asarray(rates, np.float32)
         self.sizes = [x.shape[1], *widths, classes]
@@ -84,136 +93,173 @@ class Sweep:
                 f"rates must have shape (runs,) and stddevs (runs,) or (runs, {layers}); "
                 f"got {self.rates.shape} and {np.shape(stddevs)}"
             )
-        self._make_variables(scales, seed)
-        self._compile(x, y, activation, jit)
+        weights = self._initial_weights(scales, np.broadcast_to(seed, self.rates.shape))
+        self._engine = engines.engine()(self, weights, x, y, jit)
 
-    def train(self, batches: Array) -> Array:
-        """Make one step of each run for each batch, which all runs share.
+    def train(self, batches: Array, factors: ArrayLike = 1.0) -> Array:
+        """Make one step of each run for each batch.
 
         Args:
-            batches: int32 of shape (steps, batch size), row numbers of the training data.
+            batches: int32, row numbers of the training data: of shape (steps, batch size) where
+                all runs share them, or (steps, runs, batch size).
+            factors: what the learning rates are multiplied by at each step, shape (steps,) or
+                (steps, runs).
 
         Returns:
             The losses before each step, float32 of shape (runs, steps).
         """
-        import tensorflow as tf
-
+        steps = len(batches)
+        factors = np.asarray(factors, np.float32)
+        factors = factors[:, None] if factors.ndim == 1 else factors
+        rates = np.broadcast_to(self.rates * factors, (steps, len(self.rates)))
         parts = []
-        for start in range(0, len(batches), STEPS_PER_CALL):
-            part = batches[start : start + STEPS_PER_CALL]
-            padded = np.pad(part, [(0, STEPS_PER_CALL - len(part)), (0, 0)])
-            parts.append(
-                self._steps(tf.constant(padded), tf.constant(len(part))).numpy()[: len(part)]
-            )
+        for start in range(0, steps, STEPS_PER_CALL):
+            part = slice(start, min(start + STEPS_PER_CALL, steps))
+            parts.append(self._engine.steps(batches[part], rates[part]))
         return np.concatenate(parts).T
 
-    def predict(self, x: Array, *, training: bool = False, batch_size: int = 1000) -> Array:
-        """The logits of each run, float32 of shape (runs, rows, classes)."""
-        return self.look(x, training=training, batch_size=batch_size)[1]
+    def statistics(self, x: Array) -> Statistics:
+        """Precise statistics: those of the rows as one batch, weights held still.
 
-    def look(
-        self, x: Array, *, training: bool = False, batch_size: int = 1000
+        Returns:
+            Mean and variance of each normalized layer, to hand to ``accuracy`` and ``predict``.
+        """
+        return self._engine.forward(as_float(x), None)[2]
+
+    def predict(self, x: Array, **how: Any) -> Array:
+        """The logits of each run, float32 of shape (runs, rows, classes); see ``evaluate``."""
+        return self.evaluate(x, units=0, **how)[1]
+
+    def evaluate(
+        self,
+        x: Array,
+        *,
+        training: bool = False,
+        statistics: Statistics | None = None,
+        batch_size: int = 1000,
+        units: int | None = None,
     ) -> tuple[Array, Array]:
         """What the last activation gets, (runs, rows, units), and the logits of ``predict``.
 
         The nets stay as they are, in training mode too.
-        """
-        import tensorflow as tf
 
-        moving = [*self.moving_means, *self.moving_variances]
-        kept = [each.numpy() for each in moving]
-        parts = [x[k : k + batch_size] for k in range(0, len(x), batch_size)]
-        seen = [self._forward(tf.constant(as_float(part)), training=training) for part in parts]
-        for each, value in zip(moving, kept, strict=True):
-            each.assign(value)
-        inputs, logits = (np.concatenate(each, axis=1) for each in zip(*seen, strict=True))
+        Args:
+            x: inputs like those of the training.
+            training: normalize each batch by its own statistics.
+            statistics: normalize by these instead of the moving ones, as ``statistics`` gives them.
+            batch_size: rows at a time; in training mode the result depends on it.
+            units: how many of the last hidden layer's units to return; all when None.
+        """
+        if training or statistics is None:
+            weights = self._engine.weights()
+            statistics = list(zip(weights["mean"], weights["variance"], strict=True))
+        seen: tuple[list[Array], list[Array]] = ([], [])
+        for k in range(0, len(x), batch_size):
+            part = as_float(x[k : k + batch_size])
+            before, logits, _ = self._engine.forward(part, None if training else statistics)
+            seen[0].append(ops.convert_to_numpy(before[..., :units]))
+            seen[1].append(ops.convert_to_numpy(logits))
+        inputs, logits = (np.concatenate(each, axis=1) for each in seen)
         return inputs, logits
 
     def accuracy(self, x: Array, y: Array, **how: Any) -> Array:
-        """The fraction of rows that each run gets right, shape (runs,)."""
+        """The fraction of rows that each run gets right, shape (runs,); see ``evaluate``."""
         return (self.predict(x, **how).argmax(axis=-1) == y).mean(axis=1)
 
     def weights_of(self, run: int) -> list[Array]:
         """The weights of one run, in the order in which the same Keras model has them."""
+        found = self._engine.weights()
         weights = []
-        for k, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+        for k, (kernel, bias) in enumerate(zip(found["kernel"], found["bias"], strict=True)):
             weights.append(kernel[run])
-            if self.batch_norm and k < len(self.gammas):
-                norm = (self.gammas[k], bias, self.moving_means[k], self.moving_variances[k])
+            if k < len(found["gamma"]):
+                norm = (found["gamma"][k], bias, found["mean"][k], found["variance"][k])
                 weights += [each[run, 0] for each in norm]
             else:
                 weights.append(bias[run, 0])
-        return [weight.numpy() for weight in weights]
+        return [ops.convert_to_numpy(weight) for weight in weights]
 
-    def _make_variables(self, scales: Array, seed: int) -> None:
-        import tensorflow as tf
-
-        rng = np.random.default_rng(seed)
+    def _initial_weights(self, scales: Array, seeds: Array) -> dict[str, list[Array]]:
+        """Arrays with a leading axis for the runs, by what they are and then by layer."""
+        drawn = {int(seed): np.random.default_rng(int(seed)) for seed in np.unique(seeds)}
+        kernels = []
+        for scale, shape in zip(
+            scales.T, zip(self.sizes, self.sizes[1:], strict=False), strict=True
+        ):
+            by_seed = {seed: rng.standard_normal(shape, np.float32) for seed, rng in drawn.items()}
+            kernels.append(
+                np.stack([s * by_seed[int(k)] for s, k in zip(scale, seeds, strict=True)])
+            )
         runs, hidden = len(scales), self.sizes[1:-1] if self.batch_norm else []
-        draws = [
-            rng.standard_normal(shape, np.float32)
-            for shape in zip(self.sizes, self.sizes[1:], strict=False)
-        ]
-        self.kernels = [
-            tf.Variable(scale[:, None, None] * draw)
-            for scale, draw in zip(scales.T, draws, strict=True)
-        ]
-        # Where a layer is normalized, its bias is beta: added after the normalization.
-        self.biases = [tf.Variable(tf.zeros((runs, 1, size))) for size in self.sizes[1:]]
-        self.gammas = [tf.Variable(tf.ones((runs, 1, size))) for size in hidden]
-        self.moving_means = [tf.Variable(tf.zeros((runs, 1, size))) for size in hidden]
-        self.moving_variances = [tf.Variable(tf.ones((runs, 1, size))) for size in hidden]
 
-    def _compile(self, x: Array, y: Array, activation: str, jit: bool) -> None:
-        import tensorflow as tf
+        def layers(sizes: Sequence[int], value: float) -> list[Array]:
+            return [np.full((runs, 1, size), value, np.float32) for size in sizes]
 
-        activate = getattr(tf.nn, activation, tf.identity)
-        x_train, y_train = tf.constant(x), tf.constant(y)
-        rates = tf.constant(self.rates[:, None, None])
-        trained = [*self.kernels, *self.biases, *self.gammas]
+        return {
+            "kernel": kernels,
+            "bias": layers(self.sizes[1:], 0),  # where a layer is normalized, this is beta
+            "gamma": layers(hidden, 1),
+            "mean": layers(hidden, 0),
+            "variance": layers(hidden, 1),
+        }
 
-        def forward(inputs: Any, training: bool) -> Any:
-            """The last hidden layer's input and the logits, both (runs, rows, …)."""
-            h, z = inputs, inputs
-            for k, kernel in enumerate(self.kernels):
-                last = k == len(self.kernels) - 1
-                before = z
-                z = tf.einsum("bi,rio->rbo" if k == 0 else "rbi,rio->rbo", h, kernel)
-                if self.batch_norm and not last:
-                    z = self.gammas[k] * self._normalize(z, k, training)
-                z += self.biases[k]
-                h = activate(z)
-            return before, z
+    def forward(
+        self, weights: dict[str, list[Any]], x: Any, statistics: Statistics | None
+    ) -> tuple[Any, Any, Statistics]:
+        """All nets at once, in the terms of ``keras.ops``.
 
-        def steps(batches: Any, count: Any) -> Any:
-            losses = tf.TensorArray("float32", STEPS_PER_CALL)
-            for k in tf.range(count):
-                inputs = tf.cast(tf.gather(x_train, batches[k]), "float32")
-                inputs /= 255.0 if x_train.dtype == tf.uint8 else 1.0
-                with tf.GradientTape() as tape:
-                    _, logits = forward(inputs, training=True)
-                    labels = tf.broadcast_to(tf.gather(y_train, batches[k]), tf.shape(logits)[:2])
-                    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-                    value = tf.reduce_mean(each, axis=1)
-                # The sum over runs has the gradient of each run, because they share no weight.
-                for weight, gradient in zip(trained, tape.gradient(value, trained), strict=True):
-                    weight.assign_sub(rates * gradient)
-                losses = losses.write(k, value)
-            return losses.stack()
+        Args:
+            weights: as ``_initial_weights`` makes them.
+            x: shape (rows, features) or (runs, rows, features).
+            statistics: to normalize by; those of the rows themselves when None.
 
-        self._steps = tf.function(steps, jit_compile=jit)
-        self._forward = tf.function(forward, jit_compile=jit, reduce_retracing=True)
+        Returns:
+            The last hidden layer's input and the logits, both (runs, rows, …), and the statistics.
+        """
+        h, z, used = x, x, []
+        for k, kernel in enumerate(weights["kernel"]):
+            before, z = z, ops.matmul(h, kernel)
+            if k < len(weights["gamma"]):
+                if statistics is None:
+                    mean = ops.mean(z, axis=1, keepdims=True)
+                    variance = ops.mean(ops.square(z - mean), axis=1, keepdims=True)
+                else:
+                    mean, variance = statistics[k]
+                used.append((mean, variance))
+                z = weights["gamma"][k] * (z - mean) * ops.rsqrt(variance + self.epsilon)
+            z = z + weights["bias"][k]
+            h = z if self.activation == "linear" else getattr(ops, self.activation)(z)
+        return before, z, used
 
-    def _normalize(self, z: Any, k: int, training: bool) -> Any:
-        import tensorflow as tf
+    def loss(self, weights: dict[str, list[Any]], x: Any, y: Any) -> tuple[Any, Statistics]:
+        """Mean cross-entropy of each run on a batch, shape (runs,), and the batch's statistics."""
+        _, logits, used = self.forward(weights, x, None)
+        labels = ops.broadcast_to(y, ops.shape(logits)[:2])
+        each = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        return ops.mean(each, axis=1), used
 
-        if not training:
-            mean, variance = self.moving_means[k], self.moving_variances[k]
-        else:
-            mean, variance = tf.nn.moments(z, axes=[1], keepdims=True)
-            for moving, now in [(self.moving_means[k], mean), (self.moving_variances[k], variance)]:
-                moving.assign(self.momentum * moving + (1 - self.momentum) * now)
-        return (z - mean) * tf.math.rsqrt(variance + self.epsilon)
+    def moved(self, moving: Any, now: Any) -> Any:
+        """Moving statistics after one batch."""
+        return self.momentum * moving + (1 - self.momentum) * now
+
+
+def batches_of(order: dict[int, Array], seeds: Sequence[int]) -> Array:
+    """The batches of runs that have seeds, in the form that ``Sweep.train`` takes.
+
+    Args:
+        order: for each seed its batches, int32 of shape (steps, batch size).
+        seeds: that of each run.
+
+    Returns:
+        The batches of the one seed, or an array of shape (steps, runs, batch size).
+
+    >>> order = {0: np.zeros((100, 60), "int32"), 1: np.ones((100, 60), "int32")}
+    >>> batches_of(order, [0, 0]).shape, batches_of(order, [0, 0, 1]).shape
+    ((100, 60), (100, 3, 60))
+    """
+    if len(set(seeds)) == 1:
+        return order[seeds[0]]
+    return np.stack([order[seed] for seed in seeds], axis=1)
 
 
 def he_stddevs(sizes: Sequence[int], scales: ArrayLike) -> Array:

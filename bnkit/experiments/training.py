@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from bnkit.arguments import Array
 from bnkit.experiments.devices import split, synchronize
-from bnkit.keras import load_fashion_mnist
+from bnkit.keras import load_fashion_mnist, load_mnist
 from bnkit.keras.probes import cross_entropy, unchanged
 
 STEPS_PER_CALL = 100
@@ -38,22 +38,28 @@ class Data(NamedTuple):
     y_test: Array
 
 
+LOADERS = {"fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
+
+
 @cache
-def _parts(validation: int) -> Data:
-    (x, y), (x_test, y_test) = load_fashion_mnist()
+def _parts(name: str, validation: int) -> Data:
+    (x, y), (x_test, y_test) = LOADERS[name]()
     y, y_test = y.astype("int32"), y_test.astype("int32")
     order = np.random.default_rng(20150211).permutation(len(x))  # one split for all experiments
     held, kept = order[:validation], order[validation:]
     return Data(x[kept], y[kept], x[held], y[held], x_test, y_test)
 
 
-def fashion_mnist(*, flat: bool = True, train: int | None = None, validation: int = 10_000) -> Data:
-    """Fashion-MNIST in three parts: to train on, to choose by, and to report.
+def pictures(
+    name: str, *, flat: bool = True, train: int | None = None, validation: int = 10_000
+) -> Data:
+    """A data set in three parts: to train on, to choose by, and to report.
 
     The validation part is taken from the training images, the same ones each time. What is chosen
     (a learning rate, a step to stop at) is chosen by it; the test part only reports.
 
     Args:
+        name: "fashion-mnist" or "mnist".
         flat: images as rows of 784 numbers for dense nets; else (28, 28, 1).
         train: how many of the training images to keep; all that are left when None.
         validation: how many images to hold out.
@@ -62,15 +68,17 @@ def fashion_mnist(*, flat: bool = True, train: int | None = None, validation: in
         ``Data``: uint8 images and int32 labels.
 
     Raises:
-        ValueError: more images are asked for than there are.
+        ValueError: more images are asked for than there are, or another data set.
 
-    >>> data = fashion_mnist(train=1000)
+    >>> data = pictures("fashion-mnist", train=1000)
     >>> data.x_train.shape, data.x_validation.shape, data.x_test.shape, data.x_train.dtype
     ((1000, 784), (10000, 784), (10000, 784), dtype('uint8'))
     """
+    if name not in LOADERS:
+        raise ValueError(f"name must be one of {', '.join(LOADERS)}; got {name!r}")
     if not 0 <= validation < 60_000:
         raise ValueError(f"validation must lie in [0, 60000), got {validation}")
-    data = _parts(validation)
+    data = _parts(name, validation)
     if train is not None and not 0 < train <= len(data.x_train):
         raise ValueError(f"train must lie in [1, {len(data.x_train)}], got {train}")
     shape = (-1, 784) if flat else (-1, 28, 28, 1)
@@ -78,6 +86,24 @@ def fashion_mnist(*, flat: bool = True, train: int | None = None, validation: in
         x.reshape(shape) for x in (data.x_train[:train], data.x_validation, data.x_test)
     )
     return Data(x_train, data.y_train[:train], x_validation, data.y_validation, x_test, data.y_test)
+
+
+def fashion_mnist(**parts: Any) -> Data:
+    """Fashion-MNIST in three parts: ``pictures("fashion-mnist", ...)``.
+
+    >>> fashion_mnist(train=1000, flat=False).x_train.shape
+    (1000, 28, 28, 1)
+    """
+    return pictures("fashion-mnist", **parts)
+
+
+def cosine(steps: int) -> Array:
+    """What a learning rate is multiplied by at each step when it decays to zero by a cosine.
+
+    >>> cosine(4).round(2).tolist()
+    [1.0, 0.85, 0.5, 0.15]
+    """
+    return (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
 
 
 def as_float(x: Array) -> Array:

@@ -18,17 +18,27 @@ from keras import ops
 
 from bnkit.arguments import Array
 from bnkit.experiments.results import Result
-from bnkit.experiments.training import STEPS_PER_CALL, Trainer, draw_batches, fashion_mnist
+from bnkit.experiments.statistics import IMAGES, recompute_statistics
+from bnkit.experiments.training import (
+    STEPS_PER_CALL,
+    Data,
+    Trainer,
+    as_float,
+    draw_batches,
+    fashion_mnist,
+)
 
 TITLE = "Weight norm and effective learning rate"
 QUESTION = "How do weights in front of batch normalization grow, and what does weight decay do?"
 PUBLISHED = "angle per step in balance: sqrt(2 rate decay) (Wan et al. 2021)"
 
-ENTRIES = ("radial", "square", "turn")
+TERMS = ("radial", "square", "turn")
+CONSTANT, COSINE = "constant", "cosine"  # schedules of the learning rate
+MOVING, PRECISE = "moving", "precise"  # kinds of statistics
 
 
-class Ledger(keras.optimizers.SGD):  # type: ignore[misc]
-    r"""Plain SGD that keeps a book on each kernel: what moved its squared norm, and how it turned.
+class MeasuringSGD(keras.optimizers.SGD):  # type: ignore[misc]
+    r"""Plain SGD that measures, for each kernel, what its steps add to the squared norm.
 
     For a step :math:`W \leftarrow W - \eta G` it adds up, for each kernel,
 
@@ -38,25 +48,27 @@ class Ledger(keras.optimizers.SGD):  # type: ignore[misc]
     """
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Open the book."""
+        """Begin all totals at zero."""
         super().build(variables)
-        self.book = [
-            self.add_variable((len(ENTRIES),), name=f"book_{k}") for k in range(len(variables))
+        self.totals = [
+            self.add_variable((len(TERMS),), name=f"totals_{k}") for k in range(len(variables))
         ]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Note the step, and take it."""
+        """Add up the terms of the step, and take it."""
         along = ops.sum(variable * gradient)
         size, square = ops.sum(ops.square(variable)), ops.sum(ops.square(gradient))
         turn = (square - along**2 / (size + 1e-30)) / (size + 1e-30)
-        entry = ops.stack([-2 * along / learning_rate, square, turn]) * learning_rate**2
-        self.assign_add(self.book[self._get_variable_index(variable)], entry)
+        terms = ops.stack(
+            [-2 * along * learning_rate, *(learning_rate**2 * each for each in (square, turn))]
+        )
+        self.assign_add(self.totals[self._get_variable_index(variable)], terms)
         super().update_step(gradient, variable, learning_rate)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The net, its learning rate with and without BN, the decays and how long it trains."""
+    """The net, its learning rates with and without BN, the decays and how long it trains."""
 
     rate: float = 0.5
     plain_rate: float = 0.1  # 0.5 is too much for it
@@ -65,10 +77,11 @@ class Config:
     width: int = 100
     batch_size: int = 60
     steps: int = 10_000
+    schedules: tuple[str, ...] = (CONSTANT, COSINE)
     seeds: int = 5
 
 
-PRESETS = {"quick": Config(steps=1000, seeds=3), "full": Config()}
+PRESETS = {"quick": Config(steps=1000, schedules=(CONSTANT,), seeds=3), "full": Config()}
 
 
 def variants(decays: Sequence[float]) -> dict[str, tuple[bool, float]]:
@@ -89,54 +102,95 @@ def make_model(batch_norm: bool, depth: int, width: int) -> Any:
     return keras.Sequential([*layers, keras.layers.Dense(10)])
 
 
+def make_trainer(
+    config: Config, seed: int, data: Data, batch_norm: bool, decay: float, schedule: str
+) -> Trainer:
+    """A fresh net, and the optimizer that measures it; only kernels decay."""
+    keras.utils.set_random_seed(seed)
+    model = make_model(batch_norm, config.depth, config.width)
+    rate = config.rate if batch_norm else config.plain_rate
+    if schedule == COSINE:
+        rate = keras.optimizers.schedules.CosineDecay(rate, config.steps)
+    optimizer = MeasuringSGD(rate, weight_decay=decay or None)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return Trainer(model, optimizer, data.x_train, data.y_train, jit=False)
+
+
 def run_seed(config: Config, seed: int) -> dict[str, Any]:
-    """All variants, looked at after each hundred steps.
+    """All variants with each schedule; at a constant rate, measured after each hundred steps.
 
     Returns:
         For each variant "squared_norm", "radial", "square" and "turn" of the second hidden
-        layer's kernel (the first entry before the first step; the book's entries added up since),
-        the mean "loss" of each hundred steps, and the "test" accuracy at the end.
+        layer's kernel at the constant rate (the first number before the first step; the totals
+        of the steps since), the mean "loss" of each hundred steps, and by schedule what
+        ``accuracies`` gives at the end.
     """
     data = fashion_mnist(validation=0)
     batches = draw_batches(len(data.x_train), config.batch_size, config.steps, seed)
-    parts = np.split(batches, range(STEPS_PER_CALL, len(batches), STEPS_PER_CALL))
-    record = {}
-    for name, (batch_norm, decay) in variants(config.decays).items():
-        keras.utils.set_random_seed(seed)
-        model = make_model(batch_norm, config.depth, config.width)
-        rate = config.rate if batch_norm else config.plain_rate
-        optimizer = Ledger(rate, weight_decay=decay or None)
-        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-        trainer = Trainer(model, optimizer, data.x_train, data.y_train, jit=False)
-        kernel = [each for each in model.layers if isinstance(each, keras.layers.Dense)][1].kernel
-        seen = [look(optimizer, kernel)]
-        losses = []
-        for part in parts:
-            losses.append(trainer.train(part).mean())
-            seen.append(look(optimizer, kernel))
-        columns = dict(zip(("squared_norm", *ENTRIES), np.transpose(seen), strict=True))
-        test = trainer.accuracy(data.x_test, data.y_test)
-        record[name] = {**columns, "loss": losses, "test": test}
+    record: dict[str, Any] = {}
+    for name, variant in variants(config.decays).items():
+        record[name] = {}
+        for schedule in config.schedules:
+            trainer = make_trainer(config, seed, data, *variant, schedule)
+            if schedule == CONSTANT:
+                record[name] |= train_measured(trainer, batches)
+            else:
+                trainer.train(batches)
+            record[name][schedule] = accuracies(trainer, data)
     return record
 
 
-def look(optimizer: Ledger, kernel: Any) -> list[float]:
-    """The squared norm of a kernel, and its page of the book."""
-    page = optimizer.book[optimizer._get_variable_index(kernel)]
-    return [float(np.sum(kernel.numpy().astype(float) ** 2)), *page.numpy().tolist()]
+def train_measured(trainer: Trainer, batches: Array) -> dict[str, Any]:
+    """Train, and measure the second hidden layer's kernel before and after each hundred steps."""
+    kernel = [each for each in trainer.model.layers if isinstance(each, keras.layers.Dense)][
+        1
+    ].kernel
+    measured, losses = [measure(trainer.optimizer, kernel)], []
+    for part in np.split(batches, range(STEPS_PER_CALL, len(batches), STEPS_PER_CALL)):
+        losses.append(trainer.train(part).mean())
+        measured.append(measure(trainer.optimizer, kernel))
+    columns = dict(zip(("squared_norm", *TERMS), np.transpose(measured), strict=True))
+    return {**columns, "loss": losses}
 
 
-def steps_seen(result: Result) -> Array:
-    """After how many steps the net was looked at, the first time before the first step."""
+def measure(optimizer: MeasuringSGD, kernel: Any) -> list[float]:
+    """The squared norm of a kernel, and its totals."""
+    totals = optimizer.totals[optimizer._get_variable_index(kernel)]
+    return [float(np.sum(kernel.numpy().astype(float) ** 2)), *totals.numpy().tolist()]
+
+
+def accuracies(trainer: Trainer, data: Data) -> dict[str, dict[str, float]]:
+    """Accuracy on the "test" and the "train" part, with "moving" and "precise" statistics.
+
+    The model keeps the precise ones.
+    """
+    found: dict[str, dict[str, float]] = {"test": {}, "train": {}}
+    for kind in (MOVING, PRECISE):
+        if kind == PRECISE:
+            recompute_statistics(trainer.model, as_float(data.x_train[:IMAGES]))
+        found["test"][kind] = trainer.accuracy(data.x_test, data.y_test)
+        found["train"][kind] = trainer.accuracy(data.x_train, data.y_train)
+    return found
+
+
+def accuracy_of(
+    result: Result, variant: str, schedule: str, kind: str = PRECISE, part: str = "test"
+) -> Array:
+    """Accuracy at the end in percent, shape (seeds,)."""
+    return 100 * result.values(variant, schedule, part, kind)
+
+
+def steps_measured(result: Result) -> Array:
+    """After how many steps the kernel was measured, the first time before the first step."""
     return np.arange(0, result.config["steps"] + 1, STEPS_PER_CALL)
 
 
-def growth(result: Result, variant: str, entry: str) -> Array:
-    """What an entry of the book has added to the squared norm, relative to its start.
+def growth(result: Result, variant: str, term: str) -> Array:
+    """What a term of the steps has added to the squared norm, relative to its start.
 
     Shape (seeds, times).
     """
-    return result.values(variant, entry) / result.values(variant, "squared_norm")[:, :1]
+    return result.values(variant, term) / result.values(variant, "squared_norm")[:, :1]
 
 
 def effective_rate(result: Result, variant: str) -> Array:
@@ -164,7 +218,7 @@ def plot(result: Result) -> Any:
     from bnkit import plots
 
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.2))
-    steps = steps_seen(result)
+    steps = steps_measured(result)
     for index, (name, (batch_norm, decay)) in enumerate(variants(result.config["decays"]).items()):
         norms = result.values(name, "squared_norm")
         plots.band(axes[0], steps, norms / norms[:, :1], name, index)
