@@ -7,8 +7,9 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
-from bnkit.experiments import EXPERIMENTS, question
+from bnkit.experiments import EXPERIMENTS, load, question
 
 DESCRIPTION = "Run the experiments of the book: batch normalization measured, on Fashion-MNIST."
 STRATEGIES = ["mirrored", "multi-worker", "jax"]
@@ -62,6 +63,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder for NAME.json (default: _build/experiments/PRESET)",
     )
+    run.add_argument(
+        "--data",
+        choices=["fashion-mnist", "mnist", "cifar10"],
+        help="train on these images, where the experiment can (default: the preset's)",
+    )
     run.add_argument("--resume", action="store_true", help="go on with a file that is there")
     run.add_argument(
         "--mixed-precision",
@@ -104,6 +110,7 @@ def run(options: argparse.Namespace, command: str) -> int:
             resume=options.resume,
             command=command,
             strategy=options.strategy,
+            **changes(options),
         )
     except KeyboardInterrupt:
         kept = f"finished seeds are in {path}; go on with --resume" if path.exists() else "no seed"
@@ -113,6 +120,14 @@ def run(options: argparse.Namespace, command: str) -> int:
     device = result.provenance["device"]
     print(f"{written}: {len(result.runs)} seeds, {result.seconds:.0f} s on {device}")
     return 0
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options change in the preset: the data, a name or a list of names."""
+    if options.data is None:
+        return {}
+    usual = getattr(load(options.name).PRESETS[options.preset], "data", "")
+    return {"data": (options.data,) if isinstance(usual, tuple) else options.data}
 
 
 def reproducing(arguments: list[str]) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
+from keras import ops
 
 Normalize = Callable[[], keras.layers.Layer]
 
@@ -19,6 +21,46 @@ def batch_norm(momentum: float = 0.9) -> Normalize:
     return lambda: keras.layers.BatchNormalization(momentum=momentum)
 
 
+class Distortion(keras.layers.Layer):  # type: ignore[misc]
+    """Changes each image at random in training, and does nothing in inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = True
+        self.random = keras.random.SeedGenerator()
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """The same shape as x, channels last."""
+        return self.distorted(x) if training and self.active else x
+
+    def distorted(self, x: Any) -> Any:
+        """What training gets."""
+        raise NotImplementedError
+
+
+class CropAndFlip(Distortion):
+    """Shifts each image by up to two pixels either way, and mirrors every second one.
+
+    Source: He et al. 2016, section 4.2, with a border of two pixels instead of four.
+    """
+
+    border = 2
+
+    def distorted(self, x: Any) -> Any:
+        """Every image by its own row and column numbers in the picture with a border."""
+        count, height, width = ops.shape(x)[0], x.shape[1], x.shape[2]
+
+        def draw(ends: int) -> Any:
+            return keras.random.randint((count, 1), 0, ends, dtype="int32", seed=self.random)
+
+        rows = draw(2 * self.border + 1) + ops.arange(height, dtype="int32")
+        straight = ops.arange(width, dtype="int32")
+        columns = ops.where(draw(2) == 1, straight[::-1], straight) + draw(2 * self.border + 1)
+        frame = [[0, 0], [self.border, self.border], [self.border, self.border], [0, 0]]
+        x = ops.take_along_axis(ops.pad(x, frame), rows[:, :, None, None], axis=1)
+        return ops.take_along_axis(x, columns[:, None, :, None], axis=2)
+
+
 def conv_net(
     filters: tuple[int, ...],
     layers: int,
@@ -28,8 +70,11 @@ def conv_net(
     residual: bool = False,
     head: tuple[keras.layers.Layer, ...] = (),
     stem: tuple[keras.layers.Layer, ...] = (),
+    between: tuple[keras.layers.Layer, ...] = (),
+    convolution: type = keras.layers.Conv2D,
+    shape: tuple[int, int, int] = (28, 28, 1),
 ) -> keras.Model:
-    """A convolutional net for images of 28 × 28: each stage halves the picture.
+    """A convolutional net for small images: each stage halves the picture.
 
     Convolutions are 3 × 3, each with normalization (or a bias) and an activation behind it; then
     the mean over positions, and ten logits.
@@ -42,6 +87,9 @@ def conv_net(
         residual: shortcuts around each two convolutions, as in ResNet.
         head: layers before the last one, such as dropout.
         stem: layers before the first one, such as distortions of the picture.
+        between: layers behind each stage but the last, such as a normalization of its responses.
+        convolution: what makes the convolutions.
+        shape: height, width and channels of the images.
 
     Raises:
         ValueError: the convolutions cannot be shared out evenly.
@@ -58,13 +106,15 @@ def conv_net(
             f"layers must be a multiple of {per_block * len(filters)}, for {len(filters)} stages "
             f"of blocks of {per_block}; got {layers}"
         )
-    block = residual_block if residual else unit
-    inputs = x = keras.Input((28, 28, 1))
+    block = partial(residual_block if residual else unit, convolution=convolution)
+    inputs = x = keras.Input(shape)
     for layer in stem:
         x = layer(x)
-    for width in filters:
+    for stage, width in enumerate(filters):
         for k in range(blocks):
             x = block(x, width, 2 if k == 0 else 1, normalize, activation)
+        for layer in between if stage < len(filters) - 1 else ():
+            x = layer(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     for layer in head:
         x = layer(x)
@@ -72,10 +122,15 @@ def conv_net(
 
 
 def unit(
-    x: Any, width: int, strides: int, normalize: Normalize | None, activation: str | None
+    x: Any,
+    width: int,
+    strides: int,
+    normalize: Normalize | None,
+    activation: str | None,
+    convolution: type = keras.layers.Conv2D,
 ) -> Any:
     """Convolution, normalization, activation; He's initial scale for ReLU, Glorot's otherwise."""
-    x = keras.layers.Conv2D(
+    x = convolution(
         width,
         3,
         strides=strides,
@@ -89,11 +144,16 @@ def unit(
 
 
 def residual_block(
-    x: Any, width: int, strides: int, normalize: Normalize | None, activation: str
+    x: Any,
+    width: int,
+    strides: int,
+    normalize: Normalize | None,
+    activation: str,
+    convolution: type = keras.layers.Conv2D,
 ) -> Any:
     """Two units and a shortcut around them; where the shape changes, a 1 × 1 convolution on it."""
-    y = unit(x, width, strides, normalize, activation)
-    y = unit(y, width, 1, normalize, None)
+    y = unit(x, width, strides, normalize, activation, convolution)
+    y = unit(y, width, 1, normalize, None, convolution)
     if strides > 1 or x.shape[-1] != width:
-        x = keras.layers.Conv2D(width, 1, strides=strides, use_bias=False)(x)
+        x = convolution(width, 1, strides=strides, padding="same", use_bias=False)(x)
     return keras.layers.Activation(activation)(keras.layers.add([x, y]))

@@ -9,7 +9,7 @@ TensorFlow they take turns in one compiled ``Trainer``. A test holds the backend
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -368,6 +368,9 @@ class _Stack(Sequence[State]):
 
     def __getitem__(self, run: Any) -> Any:
         return [each[run] for each in self.arrays]
+
+    def __iter__(self) -> Iterator[State]:  # an index beyond the end is no error on JAX
+        return (self[run] for run in range(len(self)))
 
 
 def _stacked(states: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from bnkit.arguments import Array
+from bnkit.experiments.networks import Distortion
 
 IMAGES = 10_000  # training images from which a net gets precise statistics
 
@@ -18,7 +19,7 @@ def taking_over(model: Any, *, drop: bool = False) -> Iterator[None]:
     """Within it a call in training mode sets the moving statistics to those of its batch.
 
     Each layer's input is then made by the layers before it with their own new statistics, so that
-    one call on many images is a recomputation for all layers.
+    one call on many images is a recomputation for all layers. Images are not distorted meanwhile.
 
     Args:
         model: any Keras model, with models nested in it or not.
@@ -32,6 +33,9 @@ def taking_over(model: Any, *, drop: bool = False) -> Iterator[None]:
         elif isinstance(layer, keras.layers.Dropout) and not drop:
             changed.append((layer, "rate", layer.rate))
             layer.rate = 0.0
+        elif isinstance(layer, Distortion):
+            changed.append((layer, "active", layer.active))
+            layer.active = False
     try:
         yield
     finally:

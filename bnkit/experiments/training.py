@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from bnkit.arguments import Array
 from bnkit.experiments.devices import split, synchronize
-from bnkit.keras import load_fashion_mnist, load_mnist
+from bnkit.keras import load_cifar10, load_fashion_mnist, load_mnist
 from bnkit.keras.probes import cross_entropy, unchanged
 
 STEPS_PER_CALL = 100
@@ -38,13 +38,15 @@ class Data(NamedTuple):
     y_test: Array
 
 
-LOADERS = {"fashion-mnist": load_fashion_mnist, "mnist": load_mnist}
+LOADERS = {"fashion-mnist": load_fashion_mnist, "mnist": load_mnist, "cifar10": load_cifar10}
 
 
 @cache
 def _parts(name: str, validation: int) -> Data:
     (x, y), (x_test, y_test) = LOADERS[name]()
-    y, y_test = y.astype("int32"), y_test.astype("int32")
+    y, y_test = y.ravel().astype("int32"), y_test.ravel().astype("int32")
+    if not 0 <= validation < len(x):
+        raise ValueError(f"validation must lie in [0, {len(x)}), got {validation}")
     order = np.random.default_rng(20150211).permutation(len(x))  # one split for all experiments
     held, kept = order[:validation], order[validation:]
     return Data(x[kept], y[kept], x[held], y[held], x_test, y_test)
@@ -59,8 +61,9 @@ def pictures(
     (a learning rate, a step to stop at) is chosen by it; the test part only reports.
 
     Args:
-        name: "fashion-mnist" or "mnist".
-        flat: images as rows of 784 numbers for dense nets; else (28, 28, 1).
+        name: "fashion-mnist", "mnist" or "cifar10", which is not downloaded.
+        flat: images as rows of 784 numbers for dense nets, of 3072 for CIFAR-10; else (28, 28, 1)
+            or (32, 32, 3).
         train: how many of the training images to keep; all that are left when None.
         validation: how many images to hold out.
 
@@ -76,12 +79,11 @@ def pictures(
     """
     if name not in LOADERS:
         raise ValueError(f"name must be one of {', '.join(LOADERS)}; got {name!r}")
-    if not 0 <= validation < 60_000:
-        raise ValueError(f"validation must lie in [0, 60000), got {validation}")
     data = _parts(name, validation)
     if train is not None and not 0 < train <= len(data.x_train):
         raise ValueError(f"train must lie in [1, {len(data.x_train)}], got {train}")
-    shape = (-1, 784) if flat else (-1, 28, 28, 1)
+    size = data.x_train.shape[1:]
+    shape = (-1, int(np.prod(size))) if flat else (-1, *size[:2], *(size[2:] or (1,)))
     x_train, x_validation, x_test = (
         x.reshape(shape) for x in (data.x_train[:train], data.x_validation, data.x_test)
     )

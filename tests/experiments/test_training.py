@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from bnkit.experiments import training
 from bnkit.experiments.sweep import Sweep, he_stddevs
 from bnkit.experiments.training import Trainer, draw_batches, fashion_mnist, fit
 
@@ -185,3 +186,16 @@ def test_precise_statistics_are_those_of_the_rows_as_one_batch(data):
     want = sweep.predict(x, training=True, batch_size=100)
     got = sweep.predict(x, statistics=sweep.statistics(x), batch_size=30)
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_pictures_in_colour_keep_their_form_and_lose_the_labels_second_axis(monkeypatch):
+    x, y = np.zeros((60, 32, 32, 3), np.uint8), np.arange(60, dtype=np.uint8)[:, None] % 10
+    monkeypatch.setitem(training.LOADERS, "cifar10", lambda: ((x, y), (x[:20], y[:20])))
+    training._parts.cache_clear()
+    colour = training.pictures("cifar10", flat=False, validation=10)
+    assert colour.x_train.shape == (50, 32, 32, 3)
+    assert colour.y_test.shape == (20,)
+    assert training.pictures("cifar10", validation=10).x_validation.shape == (10, 3072)
+    with pytest.raises(ValueError, match=r"validation must lie in \[0, 60\), got 60"):
+        training.pictures("cifar10", validation=60)
+    training._parts.cache_clear()
