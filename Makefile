@@ -77,7 +77,8 @@ experiments: data  ## run every experiment that has not finished yet (PRESET=ful
 
 # For a machine with a GPU, JAX and Keras, TensorFlow not needed; without .venv: RECORDER=python3.
 RECORDER ?= $(BIN)/python
-RECORDS ?= paper-figure learning-rate
+RECORDS ?= paper-figure learning-rate depth batch-size shift-and-smoothness placement dropout \
+  five-variants recipe
 RECORDED ?= book/results/experiments
 
 record-gpu:  ## run the full presets that train side by side on JAX, and record them (RECORDS=…)

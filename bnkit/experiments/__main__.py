@@ -31,8 +31,8 @@ KERAS_BACKEND=torch those run that train by bnkit.experiments.training.Trainer a
 Several devices share each batch with --strategy, and batch normalization takes the statistics of
 all of it: mirrored is for the GPUs of one machine on TensorFlow, jax for those on JAX, multi-worker
 for several processes on TensorFlow, each started by the same command and with its own TF_CONFIG, of
-which the first writes the file. Five-variants, recipe and placement can be spread; the
-others say that they cannot, because they look at their nets in ways that need a single device.
+which the first writes the file. Placement can be spread. The others say that they cannot: they
+measure their nets, or draw random numbers, in ways that need a single device.
 """
 
 

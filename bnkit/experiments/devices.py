@@ -121,9 +121,38 @@ def split(distribution: Any, batches: Array) -> Any:
     import tensorflow as tf
 
     devices = distribution.num_replicas_in_sync
-    if batches.shape[1] % devices:
-        raise ValueError(f"batch size {batches.shape[1]} cannot be divided by {devices} devices")
+    _check_divides(batches, devices)
     parts = np.split(batches, devices, axis=1)
     return distribution.experimental_distribute_values_from_function(
         lambda context: tf.constant(parts[context.replica_id_in_sync_group])
     )
+
+
+def spread(batches: Array) -> Any:
+    """Each batch in equal parts, one for each device of Keras's distribution on JAX.
+
+    Args:
+        batches: int32 of shape (steps, …, batch size).
+
+    Returns:
+        The same array, spread along its last axis; as it is where there is no distribution.
+
+    Raises:
+        ValueError: the batch size is no multiple of the number of devices.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return batches
+    import jax
+
+    mesh = distribution.device_mesh.backend_mesh
+    _check_divides(batches, mesh.size)
+    axes = [*[None] * (batches.ndim - 1), *mesh.axis_names]
+    return jax.device_put(
+        batches, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    )
+
+
+def _check_divides(batches: Array, devices: int) -> None:
+    if batches.shape[-1] % devices:
+        raise ValueError(f"batch size {batches.shape[-1]} cannot be divided by {devices} devices")

@@ -96,8 +96,8 @@ def _devices(experiment: Any, name: str, strategy: str, resume: bool) -> devices
     if strategy != "none" and not getattr(experiment, "DISTRIBUTED", False):
         able = [each for each in EXPERIMENTS if getattr(load(each), "DISTRIBUTED", False)]
         raise ValueError(
-            f"{name} looks at its nets in ways that need a single device; strategy {strategy!r} "
-            f"works with: {', '.join(able)}"
+            f"{name} measures its nets, or draws random numbers, in ways that need a single "
+            f"device; strategy {strategy!r} works with: {', '.join(able)}"
         )
     if strategy == "multi-worker" and resume:
         raise ValueError("resume does not work with multi-worker: only the first has the file")

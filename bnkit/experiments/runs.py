@@ -18,6 +18,7 @@ from keras import ops
 from numpy.typing import ArrayLike
 
 from bnkit.arguments import Array
+from bnkit.experiments import devices
 from bnkit.experiments.engines import as_pixels
 from bnkit.experiments.statistics import taking_over
 from bnkit.experiments.training import STEPS_PER_CALL, Trainer, as_float
@@ -310,9 +311,9 @@ class _Jax:
             losses.append(self._in_groups(batches[part], rates.T[part]))
         return np.concatenate(losses, axis=1)
 
-    def _in_groups(self, batches: Array, rates: Array) -> Array:
+    def _in_groups(self, batches: Any, rates: Array) -> Array:
         """Up to 100 steps of all runs; losses of shape (runs, steps)."""
-        runs = self.runs
+        runs, batches = self.runs, devices.spread(batches)
         if self.together:
             state = _stacked(runs.states), _stacked(self.slots)
             state, losses = self._steps(state, (batches, rates))

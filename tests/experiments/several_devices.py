@@ -8,6 +8,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+
 TITLE = "Several devices"
 QUESTION = "Do several devices make the same steps as one?"
 PUBLISHED = None
@@ -26,6 +28,7 @@ PRESETS = {"quick": Config(), "full": Config(steps=9)}
 def run_seed(config, seed):
     import keras
 
+    from bnkit.experiments.runs import Runs
     from bnkit.experiments.training import Trainer, draw_batches, fashion_mnist
 
     data = fashion_mnist(flat=False, train=500)
@@ -44,8 +47,27 @@ def run_seed(config, seed):
     rate = keras.optimizers.schedules.ExponentialDecay(0.02, 4, 0.9)
     optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     trainer = Trainer(model, optimizer, data.x_train, data.y_train)
-    losses = trainer.train(draw_batches(500, 16, config.steps, seed))
+    batches = draw_batches(500, 16, config.steps, seed)
+    losses = trainer.train(batches)
+    runs = Runs(
+        lambda: keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(10),
+                keras.layers.BatchNormalization(),
+            ]
+        ),
+        keras.optimizers.SGD,
+        data.x_train,
+        data.y_train,
+        seeds=[0, 1],
+        rates=[0.01, 0.1],
+        steps=config.steps,
+    )
     return {
+        "runs": runs.train(np.stack([batches, batches], axis=1)),
+        "runs_logits": runs.logits(data.x_test[:20]),
         "losses": losses,
         "weights": [each.ravel() for each in model.get_weights()],
         "logits": trainer.predict(data.x_test[:20]),

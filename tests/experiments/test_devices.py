@@ -63,7 +63,7 @@ def assert_same_steps(got, want):
     assert want["losses"][-1] < want["losses"][0]
     for one, other in zip(got["weights"], want["weights"], strict=True):
         assert relative_error(np.array(one), np.array(other)) < 1e-4
-    for what in ("losses", "logits"):
+    for what in ("losses", "logits", "runs", "runs_logits"):
         assert relative_error(np.array(got[what]), np.array(want[what])) < 1e-4
 
 
