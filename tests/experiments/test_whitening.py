@@ -42,23 +42,34 @@ def test_epsilon_bounds_what_a_constant_feature_is_multiplied_by():
 @pytest.fixture(scope="module")
 def result():
     changes = {"kinds": ("raw", "normalized", "zca"), "rates": (0.03, 0.1, 0.3), "steps": 200}
-    return run("whitening", seeds=2, train=3000, hidden=(50,), **changes)
-
-
-def final_loss(result, net, kind):
-    """Mean training loss of the last 60 steps, for each seed."""
-    return result.values(net, kind, "loss")[:, -3:].mean(axis=1)
+    return run("whitening", seeds=2, train=3000, hidden=(50,), last=60, **changes)
 
 
 @pytest.mark.parametrize("net", whitening.NETS)
 def test_normalized_inputs_train_faster_than_raw_ones(result, net):
-    ratio = final_loss(result, net, "normalized") / final_loss(result, net, "raw")
+    ratio = _ratio(result, net, "normalized", "raw")
     assert ratio.max() < 0.9  # four seeds lie between 0.5 and 0.77
 
 
 def test_whitened_inputs_fit_the_training_images_fastest(result):
-    ratio = final_loss(result, "deep", "zca") / final_loss(result, "deep", "normalized")
+    ratio = _ratio(result, "deep", "zca", "normalized")
     assert ratio.max() < 0.5  # four seeds lie between 0.13 and 0.17
+
+
+def _ratio(result, net, kind, other):
+    return whitening.loss_at_end(result, net, kind) / whitening.loss_at_end(result, net, other)
+
+
+def test_seeds_side_by_side_are_the_seeds_one_by_one():
+    config = whitening.Config(
+        ("zca",), (0.03, 0.1), hidden=(20,), train=1000, steps=100, last=50, seeds=2
+    )
+    together = whitening.run_seeds(config, [0, 1])
+    for seed, record in enumerate(together):
+        alone = whitening.run_seed(config, seed)
+        for net in whitening.NETS:
+            for name, values in alone[net]["zca"].items():
+                np.testing.assert_allclose(record[net]["zca"][name], values, atol=2e-3)
 
 
 def test_plot_shows_each_net(result):
