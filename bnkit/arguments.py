@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,15 @@ def compute_dtype(dtype: np.dtype[Any] | str) -> np.dtype[Any]:
     stay as they are.
     """
     dtype = np.dtype(dtype)
-    return np.dtype(np.float32) if dtype.kind in "biu" else np.result_type(dtype, np.float32)
+    return np.dtype(np.float32) if is_integer(dtype) else np.result_type(dtype, np.float32)
+
+
+@cache
+def is_integer(dtype: np.dtype[Any]) -> bool:
+    """Whether the dtype holds booleans or integers: NumPy's, or the narrow ones of ml_dtypes."""
+    if dtype.kind == "V" and np.can_cast(dtype, np.float32):  # as ml_dtypes registers its types
+        return not np.array(0.5, np.float32).astype(dtype).astype(np.float32)
+    return dtype.kind in "biu"
 
 
 @cache
@@ -40,12 +49,43 @@ def sum_dtype(dtype: np.dtype[Any] | str) -> np.dtype[Any]:
 def output_dtype(dtype: np.dtype[Any] | str) -> np.dtype[Any]:
     """Dtype of the result for an input of the given dtype: the same, or float32 for integers."""
     dtype = np.dtype(dtype)
-    return compute_dtype(dtype) if dtype.kind in "biu" else dtype
+    return compute_dtype(dtype) if is_integer(dtype) else dtype
+
+
+def check_plain(name: str, value: ArrayLike) -> Array:
+    """Return ``value`` as an array; TypeError where that would drop a part of its meaning.
+
+    A mask, a unit or a record of gradients is no number, and ``np.asarray`` leaves it out.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(
+            f"{name} must not have masked entries, got {type(value).__name__}: pass its data, and "
+            "the positions that count as mask where there is such an argument"
+        )
+    if hasattr(value, "unit") or hasattr(value, "units"):
+        raise TypeError(
+            f"{name} must hold numbers without a unit, got {type(value).__name__}: pass its values"
+        )
+    if getattr(value, "requires_grad", False):
+        raise TypeError(
+            f"{name} must not require gradients, which NumPy cannot follow: pass "
+            f"{name}.detach(), or use bnkit.torch"
+        )
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must hold an array of numbers: {error}") from error
+    except Exception as error:  # what a foreign array says when it is no numbers
+        raise TypeError(
+            f"{name} must hold real numbers, got {type(value).__name__}: {error}"
+        ) from error
 
 
 def check_real(name: str, value: ArrayLike) -> Array:
     """Return ``value`` as an array of real numbers; TypeError otherwise."""
-    array = np.asarray(value)
+    array = check_plain(name, value)
     # The bfloat16 and float8 types of ml_dtypes register themselves with kind "V".
     kind = array.dtype.kind
     if kind not in "biuf" and not (kind == "V" and np.can_cast(array.dtype, np.float32)):
@@ -63,10 +103,12 @@ def check_input(x: ArrayLike) -> Array:
     return array
 
 
-def check_axis(axis: int, ndim: int) -> int:
-    """Return ``axis`` counted from the front."""
+def check_axis(axis: int | Sequence[int], ndim: int) -> int:
+    """Return ``axis``, or the one that a list names, counted from the front."""
+    if isinstance(axis, (list, tuple)) and len(axis) == 1:  # as Keras 2 writes it
+        (axis,) = axis
     try:
-        index = operator.index(axis)
+        index = operator.index(axis)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"axis must be an integer, got {axis!r}") from None
     if not -ndim <= index < ndim:
@@ -111,22 +153,40 @@ def check_variance(variance: ArrayLike, x: Array, axis: int) -> Array:
 
 def check_epsilon(epsilon: float) -> float:
     """Return ``epsilon`` as a finite number that is not negative."""
-    number = type(epsilon) is float or (
-        np.ndim(epsilon) == 0 and np.asarray(epsilon).dtype.kind in "biuf"
-    )
-    if not number:
-        raise TypeError(f"epsilon must be a number, got {epsilon!r}")
-    value = float(epsilon)
+    value = check_number("epsilon", epsilon)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"epsilon must be finite and not negative, got {epsilon!r}")
     return value
+
+
+def check_momentum(momentum: float, name: str = "momentum") -> float:
+    """Return ``momentum``, which weighs the old value, as a number in [0, 1]."""
+    if momentum is None:
+        raise TypeError(
+            f"{name} must be a number in [0, 1], got None. What PyTorch means by it, the average "
+            "over all batches alike, is bnkit.population_moments"
+        )
+    value = check_number(name, momentum)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {momentum!r}")
+    return value
+
+
+def check_number(name: str, value: float) -> float:
+    """Return ``value`` as a float; TypeError when it is no single real number."""
+    if type(value) is float:
+        return value
+    array = check_plain(name, value)
+    if array.ndim != 0 or array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(array)
 
 
 def check_mask(mask: ArrayLike | None, x: Array, axis: int) -> Array | None:
     """Return ``mask`` with a channel axis of length 1, so that it broadcasts against x."""
     if mask is None:
         return None
-    array = np.asarray(mask)
+    array = check_plain("mask", mask)
     if array.dtype.kind not in "biu":
         raise TypeError(f"mask must hold booleans, got dtype {array.dtype}")
     wanted = x.shape[:axis] + x.shape[axis + 1 :]

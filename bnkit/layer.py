@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from bnkit.arguments import Array, check_axis, check_epsilon, check_input
+from bnkit.arguments import (
+    Array,
+    check_axis,
+    check_epsilon,
+    check_input,
+    check_momentum,
+    check_real,
+)
 from bnkit.functional import (
     BatchNormCache,
     batch_norm_backward,
@@ -21,6 +29,24 @@ from bnkit.moments import Moments, batch_moments, moving_average
 _STANDARD_WEIGHTS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 Initializer = str | Callable[[tuple[int, ...]], ArrayLike]
+
+
+@dataclass(frozen=True, eq=False)
+class _BatchPass:
+    """What a call in training leaves for ``backward``; r and d where there is renorm."""
+
+    cache: BatchNormCache
+    correction: tuple[Array, Array] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _InferencePass:
+    """What a call with moving statistics leaves for ``backward``: the numbers that it used."""
+
+    x: Array
+    mean: Array
+    variance: Array
+    gamma: Array | None
 
 
 class BatchNormalization:
@@ -97,13 +123,13 @@ class BatchNormalization:
         dtype: DTypeLike = "float32",
     ) -> None:
         self.axis = axis
-        self.momentum = _check_momentum("momentum", momentum)
+        self.momentum = check_momentum(momentum)
         self.epsilon = check_epsilon(epsilon)
         self.center = center
         self.scale = scale
         self.renorm = renorm
         self.renorm_clipping = _check_clipping(renorm_clipping)
-        self.renorm_momentum = _check_momentum("renorm_momentum", renorm_momentum)
+        self.renorm_momentum = check_momentum(renorm_momentum, "renorm_momentum")
         self.unbiased_ranks = unbiased_ranks
         self.trainable = trainable
         self.dtype = np.dtype(dtype)
@@ -118,7 +144,7 @@ class BatchNormalization:
         self.beta = None
         self.built = False
         self.gradients: dict[str, Array] = {}
-        self._backward: Callable[[ArrayLike], Array] | None = None
+        self._last: _BatchPass | _InferencePass | None = None
 
     @property
     def weight_names(self) -> list[str]:
@@ -175,9 +201,11 @@ class BatchNormalization:
             RuntimeError: the layer was not called yet.
             ValueError: dy has the wrong shape.
         """
-        if self._backward is None:
+        if self._last is None:
             raise RuntimeError("backward needs a forward pass first: call the layer on an input")
-        return self._backward(dy)
+        if isinstance(self._last, _InferencePass):
+            return self._inference_backward(dy, self._last)
+        return self._batch_backward(dy, self._last)
 
     def get_weights(self) -> list[Array]:
         """Copies of all weights, in the order of ``weight_names``; none before ``build``."""
@@ -187,16 +215,26 @@ class BatchNormalization:
         """Replace all weights by those given, in the order of ``get_weights``.
 
         Raises:
-            ValueError: another number of weights, or shapes that are not (C,).
+            ValueError: another number of weights, shapes that are not (C,), or a negative
+                variance, as when mean and variance are swapped.
         """
         names = self.weight_names
         if len(weights) != len(names):
             raise ValueError(f"weights must hold {len(names)} arrays {names}, got {len(weights)}")
-        arrays = [np.array(weight, self.dtype) for weight in weights]
+        arrays = [
+            np.array(check_real(name, weight), self.dtype)
+            for name, weight in zip(names, weights, strict=True)
+        ]
         shapes = [array.shape for array in arrays]
         wanted = self.moving_mean.shape if self.built else shapes[0]
         if len(wanted) != 1 or any(shape != wanted for shape in shapes):
             raise ValueError(f"weights must all have shape {wanted or '(C,)'}, got {shapes}")
+        for name, array in zip(names, arrays, strict=True):
+            if name in ("moving_variance", "moving_stddev") and (array < 0).any():
+                raise ValueError(
+                    f"{name} must not be negative, got a minimum of {np.nanmin(array)}; the order "
+                    f"of the weights is {names}"
+                )
         if not self.built:
             self._create_weights(wanted[0])
         for name, array in zip(names, arrays, strict=True):
@@ -253,7 +291,7 @@ class BatchNormalization:
         variance = moments.unbiased_variance if unbiased else moments.variance
         self._update("moving_mean", moments.mean)
         self._update("moving_variance", variance)
-        self._backward = lambda dy: self._leave_gradients(*batch_norm_backward(dy, cache))
+        self._last = _BatchPass(cache)
         return y
 
     def _renormalize_by_batch(self, x: Array, mask: ArrayLike | None) -> Array:
@@ -265,16 +303,15 @@ class BatchNormalization:
             x, gamma * r, shift, axis=self.axis, epsilon=self.epsilon, mask=mask
         )
         self._update_renorm(cache)
-
-        def backward(dy: ArrayLike) -> Array:
-            dx, dscale, dshift = batch_norm_backward(dy, cache)
-            assert dscale is not None  # the scale and the shift were both given above
-            assert dshift is not None
-            dgamma = (r * dscale + d * dshift).astype(dscale.dtype)
-            return self._leave_gradients(dx, dgamma, dshift)
-
-        self._backward = backward
+        self._last = _BatchPass(cache, (r, d))
         return y
+
+    def _batch_backward(self, dy: ArrayLike, last: _BatchPass) -> Array:
+        dx, dgamma, dbeta = batch_norm_backward(dy, last.cache)
+        if last.correction is not None and dgamma is not None and dbeta is not None:
+            r, d = last.correction  # the scale was gamma r, the shift gamma d + beta
+            dgamma = (r * dgamma + d * dbeta).astype(dgamma.dtype)
+        return self._leave_gradients(dx, dgamma, dbeta)
 
     @np.errstate(all="ignore")
     def _renorm_correction(self, moments: Moments) -> tuple[Array, Array]:
@@ -303,15 +340,18 @@ class BatchNormalization:
             setattr(self, name, average.astype(self.dtype))
 
     def _normalize_by_moving_statistics(self, x: Array) -> Array:
-        mean, variance, gamma = self.moving_mean, self.moving_variance, self.gamma
-        self._backward = lambda dy: self._leave_gradients(
-            *batch_norm_inference_backward(
-                dy, x, mean, variance, gamma, axis=self.axis, epsilon=self.epsilon
-            )
-        )
+        mean, variance = self.moving_mean.copy(), self.moving_variance.copy()
+        gamma = None if self.gamma is None else self.gamma.copy()
+        self._last = _InferencePass(x, mean, variance, gamma)
         return batch_norm_inference(
             x, mean, variance, gamma, self.beta, axis=self.axis, epsilon=self.epsilon
         )
+
+    def _inference_backward(self, dy: ArrayLike, last: _InferencePass) -> Array:
+        gradients = batch_norm_inference_backward(
+            dy, last.x, last.mean, last.variance, last.gamma, axis=self.axis, epsilon=self.epsilon
+        )
+        return self._leave_gradients(*gradients)
 
     def _leave_gradients(self, dx: Array, dgamma: Array | None, dbeta: Array | None) -> Array:
         self.gradients = {}
@@ -320,12 +360,6 @@ class BatchNormalization:
         if self.beta is not None and dbeta is not None:
             self.gradients["beta"] = dbeta
         return dx
-
-
-def _check_momentum(name: str, momentum: float) -> float:
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {momentum!r}")
-    return float(momentum)
 
 
 def _check_clipping(clipping: Mapping[str, float] | None) -> dict[str, float]:

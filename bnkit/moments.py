@@ -21,6 +21,8 @@ from bnkit.arguments import (
     check_axis,
     check_input,
     check_mask,
+    check_momentum,
+    check_real,
     compute_dtype,
     other_axes,
     sum_dtype,
@@ -126,13 +128,13 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
         v = \frac{\sum_p n_p \left(v_p + (\mu_p - \mu)^2\right)}{n}, \qquad n = \sum_p n_p
 
     Args:
-        parts: moments of disjoint parts, of equal shape (C,).
+        parts: moments of disjoint parts, of equal shape (C,); those of count 0 add nothing.
 
     Returns:
         Moments of all values together.
 
     Raises:
-        ValueError: no parts, or parts of different shapes.
+        ValueError: no parts, parts of different shapes, or none with a count above 0.
 
     Source:
         Chan, Golub and LeVeque (1983), section 2.
@@ -146,6 +148,9 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
     shapes = {part.mean.shape for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"parts must have equal shapes, got {sorted(shapes)}")
+    parts = [part for part in parts if part.count]
+    if not parts:
+        raise ValueError("parts must hold a count above 0, got none but empty ones")
     count = sum(part.count for part in parts)
     # Deviations from one of the means, not the means themselves, are averaged: no cancellation.
     origin = parts[0].mean
@@ -172,14 +177,15 @@ def moving_average(moving: ArrayLike, batch: ArrayLike, momentum: float) -> Arra
         The new average.
 
     Raises:
+        TypeError: momentum is no number, or the averages are not real.
         ValueError: momentum outside [0, 1].
 
     >>> moving_average(0.0, 1.0, momentum=0.75)
     np.float64(0.25)
     """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum!r}")
-    return momentum * np.asarray(moving) + (1 - momentum) * np.asarray(batch)
+    momentum = check_momentum(momentum)
+    moving, batch = check_real("moving", moving), check_real("batch", batch)
+    return momentum * moving + (1 - momentum) * batch
 
 
 def population_moments(batches: Iterable[Moments], *, between: bool = True) -> Moments:
@@ -213,6 +219,7 @@ def population_moments(batches: Iterable[Moments], *, between: bool = True) -> M
     """
     batches = list(batches)
     merged = merge_moments(batches)
+    batches = [batch for batch in batches if batch.count]
     if between:
         return Moments(merged.count, merged.mean, merged.unbiased_variance)
     freedom = merged.count - len(batches)

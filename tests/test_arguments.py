@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -141,6 +142,84 @@ def test_values_that_are_not_real_numbers_are_refused(argument, dtype):
     wanted = f"{name} must hold real numbers, got dtype {np.dtype(dtype)}"
     with pytest.raises(TypeError, match=f"^{re.escape(wanted)}$"):
         REAL[argument](value)
+
+
+class Measured(np.ndarray):
+    """An array with a unit, as astropy and unyt make them."""
+
+    unit = "m"
+
+
+class Tracked:
+    """A tensor that a framework takes gradients of; NumPy would see its values only."""
+
+    requires_grad = True
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        return self.value
+
+
+ANNOTATED = {
+    "mask": (lambda value: np.ma.masked_array(value, value == value.flat[0]), "masked entries"),
+    "unit": (lambda value: value.view(Measured), "without a unit, got Measured"),
+    "gradients": (Tracked, r"require gradients.*\.detach\(\)"),
+}
+
+
+@pytest.mark.parametrize("argument", [*REAL, "mask of forward"])
+@pytest.mark.parametrize("kind", ANNOTATED)
+def test_what_more_than_numbers_an_argument_carries_is_not_dropped_in_silence(argument, kind):
+    """np.asarray leaves out masks and units; the result would be that of other values."""
+    value = np.ones((4, 3) if argument == "x" or argument in GRADIENTS else 3)
+    take = REAL.get(argument, lambda value: forward(X, mask=value))
+    annotate, wanted = ANNOTATED[kind]
+    if argument == "mask of forward":
+        value = np.ones(4, bool)
+    with pytest.raises(TypeError, match=f"^{argument.split()[0]} must .*{wanted}"):
+        take(annotate(value))
+
+
+def test_arrays_of_other_kinds_are_taken_for_their_numbers(tmp_path):
+    """Without masked entries a masked array is nothing but its data."""
+    stored = np.memmap(tmp_path / "x", "float64", "w+", shape=X.shape)
+    stored[:] = X
+    for x in (stored, np.ma.masked_array(X), X.tolist()):
+        np.testing.assert_array_equal(forward(x)[0], forward(X)[0])
+
+
+def test_what_numpy_makes_no_array_of_is_refused_by_name():
+    """NumPy's own error does not say which argument it was."""
+    with pytest.raises(ValueError, match=r"^x must hold an array of numbers: "):
+        forward([[1.0], [2.0, 3.0]])
+
+    class Symbolic:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("no value yet")
+
+    with pytest.raises(TypeError, match=r"^gamma must hold real numbers, got Symbolic: no value"):
+        forward(X, gamma=Symbolic())
+
+
+@pytest.mark.parametrize("dtype", ["int2", "uint2", "int4", "uint4"])
+def test_narrow_integers_give_float32(dtype):
+    """[[0], [3]] as uint4 gave [0, 0]: the result was rounded back to integers."""
+    x = np.array([[0], [1]], getattr(ml_dtypes, dtype))
+    y, cache = forward(x, epsilon=0.0)
+    assert y.dtype == cache.mean.dtype == np.float32
+    np.testing.assert_allclose(y, [[-1], [1]], rtol=1e-6)
+    assert inference(x, ONES[:1], ONES[:1], None, None).dtype == np.float32
+
+
+@pytest.mark.parametrize("call", TAKE_X.values(), ids=TAKE_X)
+@pytest.mark.parametrize("axis", [[1], (-1,)])
+def test_a_list_of_one_axis_is_that_axis(call, axis):
+    """Keras 2 writes the axis of its layer so."""
+    call(X, axis=axis)
+    with pytest.raises(TypeError, match="axis must be an integer, got"):
+        call(X, axis=[0, 1])
 
 
 TAKE_MASK = {"forward": forward, "batch_moments": batch_moments}

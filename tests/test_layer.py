@@ -1,5 +1,7 @@
 """The layer with state: what it remembers, when, and what it gives back."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,6 +122,47 @@ def test_weights_survive_a_round_trip_and_are_copies(rng, renorm):
     for weight in weights:
         weight[:] = -1
     assert np.all(np.array(layer.get_weights()) > 0)
+
+
+@pytest.mark.parametrize("renorm", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_copied_layer_has_gradients_of_its_own(rng, training, renorm, again):
+    """Copies wrote their gradients into the original, and pickle refused the closures."""
+    layer = random_layer(rng, renorm=renorm)
+    x, dy = rng.normal(size=(2, 5, 3))
+    layer(x, training=training)
+    other = again(layer)
+    dx = other.backward(dy)
+    assert layer.gradients == {}
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+    for name in ("gamma", "beta"):
+        np.testing.assert_array_equal(other.gradients[name], layer.gradients[name])
+    np.testing.assert_array_equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_weights_changed_after_a_call_do_not_change_its_gradient(rng, training):
+    """In inference the gradient took the scale as it was later, changed in place."""
+    x, dy = rng.normal(size=(2, 5, 3))
+    layer = random_layer(rng)
+    layer(x, training=training)
+    dx = layer.backward(dy)
+    for name in PLAIN:
+        getattr(layer, name)[:] = 7.0
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+
+
+def test_swapped_mean_and_variance_are_refused_when_they_are_set(rng):
+    """And not at the first call, where nobody knows any more where they came from."""
+    layer = random_layer(rng)
+    gamma, beta, mean, variance = layer.get_weights()
+    wanted = "moving_variance must not be negative.*the order of the weights is"
+    with pytest.raises(ValueError, match=wanted):
+        layer.set_weights([gamma, beta, variance, mean - 3])
+    np.testing.assert_array_equal(layer.moving_variance, variance)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,24 @@ def test_momentum_outside_the_unit_interval_is_refused(momentum):
         moving_average(0.0, 1.0, momentum)
 
 
+def test_momentum_of_pytorchs_cumulative_average_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"momentum must be a number.*None.*population_moments"):
+        moving_average(0.0, 1.0, None)
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_empty_parts_add_nothing(between):
+    """As a device has them that got no examples; they made every mean NaN."""
+    empty = Moments(0, np.full(1, np.nan), np.full(1, np.nan))
+    parts = [batch_moments([[0.0], [2.0]]), batch_moments([[4.0], [9.0]])]
+    for order in ([empty, *parts], [*parts, empty]):
+        assert merge_moments(order).mean == merge_moments(parts).mean
+        got, wanted = (population_moments(each, between=between) for each in (order, parts))
+        assert (got.count, got.variance) == (wanted.count, wanted.variance)
+    with pytest.raises(ValueError, match="parts must hold a count above 0"):
+        merge_moments([empty])
+
+
 @pytest.mark.parametrize("merge", [merge_moments, population_moments])
 def test_parts_that_cannot_be_merged_are_refused(merge):
     with pytest.raises(ValueError, match="parts must hold at least one Moments, got none"):
