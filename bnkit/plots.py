@@ -207,9 +207,9 @@ def show_source(*objects: Callable[..., Any] | type) -> None:
     >>> from bnkit import moving_average
     >>> show_source(moving_average)
     def moving_average(moving: ArrayLike, batch: ArrayLike, momentum: float) -> Array:
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum!r}")
-        return momentum * np.asarray(moving) + (1 - momentum) * np.asarray(batch)
+        momentum = check_momentum(momentum)
+        moving, batch = check_real("moving", moving), check_real("batch", batch)
+        return momentum * moving + (1 - momentum) * batch
     """
     sources = [_without_docstring(each).rstrip() for each in objects]
     display(Code("\n\n\n".join(sources), language="python"))
