@@ -116,7 +116,8 @@ def check_gradients(
     Raises:
         AssertionError: a gradient is off by more than the tolerance, is not finite, or has the
             wrong shape; the message names it, the worst index and both values.
-        ValueError: a gradient's name is not among the inputs.
+        ValueError: a gradient's name is not among the inputs; or a gradient and the numerical one
+            are both zero but for rounding, so that nothing can be told from this dy.
 
     >>> x = np.array([1.0, 2.0])
     >>> errors = check_gradients(lambda x: x**3, {"x": x}, [1.0, 1.0], {"x": 3 * x**2})
@@ -126,6 +127,8 @@ def check_gradients(
     AssertionError: gradient of x: relative error 0.33 is above 1e-08; worst at (1,): got 8, want 12
     """
     inputs = {name: np.asarray(value, np.float64) for name, value in inputs.items()}
+    dy = np.asarray(dy, np.float64)
+    rounding = 8 * np.finfo(np.float64).eps / step * float(np.sum(np.abs(dy * f(**inputs))))
     errors = {}
     for name, got in gradients.items():
         if name not in inputs:
@@ -135,14 +138,20 @@ def check_gradients(
             return f(**{**inputs, name: value})
 
         want = numerical_gradient(of_one, inputs[name], dy, step=step)
-        errors[name] = _judge(name, np.asarray(got, np.float64), want, tolerance)
+        errors[name] = _judge(name, np.asarray(got, np.float64), want, tolerance, rounding)
     return errors
 
 
-def _judge(name: str, got: Array, want: Array, tolerance: float) -> float:
+def _judge(name: str, got: Array, want: Array, tolerance: float, rounding: float) -> float:
     if got.shape != want.shape:
         raise AssertionError(f"gradient of {name}: got shape {got.shape}, want {want.shape}")
     error = relative_error(got, want)
+    if error > tolerance and max(np.abs(got).max(), np.abs(want).max()) <= rounding:
+        raise ValueError(
+            f"dy tests nothing about {name}: its gradient and the numerical one are both zero but "
+            f"for rounding (below {rounding:.1g}). A normalization passes nothing back where dy is "
+            "constant over the batch: take one that varies"
+        )
     if not error <= tolerance:  # NaN fails too
         worst = np.unravel_index(np.argmax(np.abs(got - want)), want.shape)
         index = tuple(int(k) for k in worst)

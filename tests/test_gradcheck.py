@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnkit import batch_norm_backward, batch_norm_forward
 from bnkit.gradcheck import check_gradients, numerical_gradient, relative_error
 
 
@@ -111,6 +112,22 @@ def test_tolerance_is_the_largest_error_that_passes():
     assert check_gradients(product, {"a": A, "b": B}, DY, off, tolerance=2e-5)["a"] > 9e-6
     with pytest.raises(AssertionError, match="above 5e-06"):
         check_gradients(product, {"a": A, "b": B}, DY, off, tolerance=5e-6)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_upstream_that_tests_nothing_is_named(rng, right):
+    """Of a constant dy a normalization passes nothing back: rounding was held against rounding."""
+    x = rng.normal(size=(6, 2))
+    dy = np.full_like(x, 3.0)
+    _, cache = batch_norm_forward(x)
+    dx = batch_norm_backward(dy, cache)[0] + (0 if right else 0.1)
+    error, message = (
+        (ValueError, "dy tests nothing about x: .* take one that varies")
+        if right
+        else (AssertionError, "gradient of x: relative error .* worst at")
+    )
+    with pytest.raises(error, match=message):
+        check_gradients(lambda x: batch_norm_forward(x)[0], {"x": x}, dy, {"x": dx})
 
 
 def test_a_gradient_without_an_input_is_refused():
