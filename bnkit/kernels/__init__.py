@@ -31,7 +31,8 @@ TAKEN = {np.dtype(np.float16), FLOAT32, FLOAT64}
 def set_backend(name: str) -> None:
     """Choose what walks through memory: "numpy", or "numba", which must be installed.
 
-    The environment variable ``BNKIT_BACKEND`` chooses it at the start.
+    The environment variable ``BNKIT_BACKEND`` chooses it at the start; where it is empty or
+    missing, "numpy" is chosen.
 
     Raises:
         ValueError: no such backend.
@@ -47,20 +48,25 @@ def set_backend(name: str) -> None:
     _backend = importlib.import_module(BACKENDS[name])
 
 
-def set_threads(count: int) -> None:
+def set_threads(count: int | str) -> None:
     """Choose how many threads share the work on arrays of a million elements and more.
 
-    The environment variable ``BNKIT_THREADS`` chooses it at the start; without it there is one.
+    The environment variable ``BNKIT_THREADS`` chooses it at the start; where it is empty or
+    missing, there is one.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: no integer, or one below 1.
 
     >>> set_threads(1)
     """
     global _threads
-    if int(count) < 1:
-        raise ValueError(f"the number of threads must be 1 or more, got {count!r}")
-    _threads = int(count)
+    try:
+        number = int(count)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise ValueError(f"the number of threads must be an integer of 1 or more, got {count!r}")
+    _threads = number
 
 
 def forward(
@@ -271,5 +277,5 @@ def _workers(x: Array) -> int:
 
 _backend: ModuleType
 _threads: int
-set_backend(os.environ.get("BNKIT_BACKEND", "numpy"))
-set_threads(int(os.environ.get("BNKIT_THREADS", "1")))
+set_backend(os.environ.get("BNKIT_BACKEND") or "numpy")
+set_threads(os.environ.get("BNKIT_THREADS") or 1)

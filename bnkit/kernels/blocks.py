@@ -96,10 +96,14 @@ def walk(blocks: list[Block], make_step: Callable[[], Step], workers: int) -> An
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(_quiet_walk, blocks[half:], make_step, workers // 2)
             return walk(blocks[:half], make_step, workers - workers // 2) + other.result()
-    if len(blocks) > 1 or math.prod(blocks[0].shape) > SMALL:
-        # With its usual buffer of 8192, NumPy copies a shorter row of constants again and again.
-        np.setbufsize(WIDTH // 4)
-    return _halve(blocks, make_step())
+    if len(blocks) == 1 and math.prod(blocks[0].shape) <= SMALL:
+        return _halve(blocks, make_step())
+    # With its usual buffer of 8192, NumPy copies a shorter row of constants again and again.
+    usual = np.setbufsize(WIDTH // 4)
+    try:
+        return _halve(blocks, make_step())
+    finally:
+        np.setbufsize(usual)
 
 
 @np.errstate(all="ignore")

@@ -2,17 +2,26 @@
 
 Neighbours in memory belong to different sums, columns here and ``LANES`` of a plane there, so that
 the compiler makes vector instructions of a loop without changing the order of any sum:
-``fastmath`` is off. A function is compiled at its first use, and kept on disk.
+``fastmath`` is off.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 LANES = 64  # how many sums run side by side within a plane
 
-compiled = njit(cache=True, nogil=True)
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a loop at its first use; keep it on disk where there is a folder for it."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba finds no folder that it may write to
+        return njit(nogil=True)(function)
 
 
 @compiled

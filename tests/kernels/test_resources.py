@@ -1,6 +1,7 @@
 """What the kernels take: memory, threads, a backend."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import bnkit
-from bnkit import batch_norm_backward, batch_norm_forward
+from bnkit import batch_norm_backward, batch_norm_forward, kernels
 
 MEGABYTE = 1 << 20
 
@@ -159,16 +160,46 @@ def test_numba_that_is_not_installed_is_asked_for_by_name(monkeypatch):
         bnkit.set_backend("numba")
 
 
-def test_less_than_one_thread_is_refused():
-    with pytest.raises(ValueError, match="must be 1 or more, got 0"):
-        bnkit.set_threads(0)
+@pytest.mark.parametrize("count", [0, -1, "many", None])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(count):
+    wanted = f"must be an integer of 1 or more, got {re.escape(repr(count))}"
+    with pytest.raises(ValueError, match=wanted):
+        bnkit.set_threads(count)
+
+
+def test_numpys_buffer_is_as_it_was_afterwards():
+    """It stayed as small as the blocks of the last call, also where `errstate` did not end."""
+    usual = np.getbufsize()
+    kernels.moments(np.ones((4096, 512), "float32"), 1)
+    assert np.getbufsize() == usual
 
 
 def test_the_environment_chooses_backend_and_threads(backend):
     code = "from bnkit import kernels; print(kernels._backend.__name__, kernels._threads)"
-    environment = {**os.environ, "BNKIT_BACKEND": backend, "BNKIT_THREADS": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-    )
     module = {"numpy": "blocked", "numba": "compiled"}[backend]
-    assert done.stdout.split() == [f"bnkit.kernels.{module}", "3"]
+    chosen = run_python(code, BNKIT_BACKEND=backend, BNKIT_THREADS="3")
+    assert chosen.split() == [f"bnkit.kernels.{module}", "3"]
+    empty = run_python(code, BNKIT_BACKEND="", BNKIT_THREADS="")
+    assert empty.split() == ["bnkit.kernels.blocked", "1"]
+
+
+def test_numba_without_a_folder_for_its_cache_compiles_all_the_same():
+    """The import failed, for example in an installation that belongs to somebody else."""
+    pytest.importorskip("numba")
+    code = (
+        "from numba.core import caching; caching.CacheImpl._locator_classes = []; "
+        "import bnkit; print(bnkit.batch_norm_forward([[1.0], [3.0]], epsilon=0.0)[0].tolist())"
+    )
+    assert run_python(code, BNKIT_BACKEND="numba").strip() == "[[-1.0], [1.0]]"
+
+
+def run_python(code, **environment):
+    """What a new process prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
