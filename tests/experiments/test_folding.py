@@ -7,6 +7,7 @@ import pytest
 
 from bnkit.experiments import folding, recorded, run
 from bnkit.experiments.protocol import interval
+from bnkit.experiments.results import Result, Run
 from bnkit.keras import fold_batch_norms
 
 
@@ -26,9 +27,19 @@ def test_every_normalization_of_the_net_folds(net):
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
 
 
-def test_times_are_there_for_each_net(result):
+def test_time_ratio_is_that_of_the_net_over_the_folded_one():
+    """Above 1 where folding helps; seeds are told apart."""
+    records = [{"dense": {"graph": {"8": times}}} for times in ([6.0, 2.0], [1.0, 4.0])]
+    runs = tuple(Run(seed, 1.0, record) for seed, record in enumerate(records))
+    made = Result("folding", "full", {}, {}, runs)
+    np.testing.assert_allclose(folding.time_ratio(made, "dense", "graph", 8), [3.0, 0.25])
+
+
+def test_each_net_is_timed_both_ways(result):
     for net in folding.NETS:
-        assert folding.time_ratio(result, net, "graph", 1).min() > 0
+        times = result.values(net, "graph", "1")
+        assert times.shape == (1, 2)
+        assert (times > 1e-6).all()  # seconds: no call into TensorFlow is shorter
 
 
 def test_plot_shows_each_way(result):

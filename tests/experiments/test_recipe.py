@@ -23,7 +23,7 @@ def result():
 def test_every_part_can_be_taken_back_and_changes_the_result(result):
     whole = result.values("none", "test loss")
     for taken_back in recipe.TAKEN_BACK:
-        assert 0.05 < result.values(taken_back, "test").min() <= 1
+        assert result.values(taken_back, "train").max(axis=1).min() > 0.2  # guessing is 0.1
         if taken_back != "none":
             assert np.abs(result.values(taken_back, "test loss") - whole).min() > 1e-4
     figure = recipe.plot(result)
