@@ -12,9 +12,11 @@ from bnkit.gradcheck import relative_error
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# The same examples in every run; the machine may be slow or shared.
+# The same examples in every run; the machine may be slow or shared. HYPOTHESIS_PROFILE=random draws
+# others, by the seed that `pytest --hypothesis-seed` names.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
-settings.load_profile("repeatable")
+settings.register_profile("random", deadline=None, max_examples=400, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "repeatable")
 
 TOLERANCES = {"bfloat16": 4e-3, "float16": 5e-4, "float32": 5e-7, "float64": 1e-13}
 

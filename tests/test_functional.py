@@ -161,7 +161,9 @@ def test_backward_annihilates_constant_upstream(batch, epsilon):
     x, gamma, beta, _ = batch
     _, cache = batch_norm_forward(x, gamma, beta, epsilon=epsilon)
     dx, _, dbeta = batch_norm_backward(np.full_like(x, 3.0), cache)
-    close(dx, 0)
+    # x_hat is off by the rounding of the mean over the standard deviation, which dx is divided by.
+    size = np.abs(x).max(0) * np.abs(gamma) * cache.inv_std**2 + 1
+    close(dx / size, 0)
     close(dbeta, 3.0 * len(x))
 
 
